@@ -1,0 +1,36 @@
+//! The two gRPC interfaces of Orlop, and how they are reached.
+//!
+//! - [`vmm`]: `orlop.vmm.v1`, control of one VM, served by the VMM on a unix socket;
+//! - [`agent`]: `orlop.agent.v1`, control of the inside, served by the guest's PID 1 over vsock;
+//! - [`connect`]: clients' connections to both.
+//!
+//! The `.proto` files in `proto/proto` are the documentation of each call.
+
+pub mod connect;
+
+/// `orlop.vmm.v1`: control of one VM.
+pub mod vmm {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("orlop.vmm.v1");
+    }
+}
+
+/// `orlop.agent.v1`: control of the inside of a guest.
+pub mod agent {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("orlop.agent.v1");
+    }
+
+    /// The vsock port on which the agent serves `orlop.agent.v1`, and on which the host hears that it is ready.
+    pub const CONTROL_PORT: u32 = 1024;
+    /// The vsock port of the stdio streams.
+    pub const STREAM_PORT: u32 = 1025;
+    /// The tag of the virtio-fs that holds the pod's bundles.
+    pub const SHARE_TAG: &str = "orlop";
+    /// Where the agent mounts it.
+    pub const SHARE_MOUNT: &str = "/run/orlop/share";
+    /// The largest [`v1::StreamHello`] that the agent accepts, in bytes.
+    pub const MAX_HELLO: u32 = 4096;
+}

@@ -1,0 +1,175 @@
+//! The threads that devices work in.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::thread::{self, JoinHandle};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::StartError;
+
+/// A thread that runs until it is told to stop, and then gives back what it worked with.
+#[derive(Debug)]
+pub struct Worker<T> {
+    stop: EventFd,
+    thread: JoinHandle<T>,
+}
+
+impl<T: Send + 'static> Worker<T> {
+    /// Starts `run` on a thread called `name` (up to 15 characters are seen). It must return soon after `Events::wait` has
+    /// said [`Wake::Stop`], or by itself.
+    ///
+    /// # Errors
+    /// When the thread or its epoll cannot be had.
+    pub fn spawn(
+        name: &str,
+        run: impl FnOnce(&mut Events) -> T + Send + 'static,
+    ) -> Result<Self, StartError> {
+        let system = |what| move |source| StartError::System { what, source };
+        let stop = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+            .map_err(system("create an eventfd"))?;
+        let mut events = Events::new(&stop).map_err(system("create an epoll"))?;
+        let thread = thread::Builder::new()
+            .name(name.into())
+            .spawn(move || run(&mut events))
+            .map_err(system("start a thread"))?;
+        Ok(Worker { stop, thread })
+    }
+
+    /// Stops the thread and takes back what it returned; `None` if it panicked.
+    pub fn stop(self) -> Option<T> {
+        // The only failure is a counter that is full, and then the thread is stopping anyway.
+        let _ = self.stop.write(1);
+        self.thread.join().ok()
+    }
+}
+
+/// What a worker waits for: file descriptors under tokens of its choice.
+#[derive(Debug)]
+pub struct Events {
+    epoll: Epoll,
+    ready: Vec<EpollEvent>,
+}
+
+/// What woke a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// The device is being stopped: return.
+    Stop,
+    /// The descriptor under this token is ready in the given ways.
+    Ready(u64, EventSet),
+}
+
+/// The stop event's token; the last that a caller would choose.
+const STOP: u64 = u64::MAX;
+/// As many events as one wait brings.
+const BATCH: usize = 64;
+
+impl Events {
+    fn new(stop: &EventFd) -> io::Result<Self> {
+        let mut events = Events {
+            epoll: Epoll::new()?,
+            ready: Vec::with_capacity(BATCH),
+        };
+        events.add(stop, EventSet::IN, STOP)?;
+        Ok(events)
+    }
+
+    /// Waits for `fd` to be ready in the ways of `interest`, under `token` (not `u64::MAX`). Level-triggered.
+    ///
+    /// # Errors
+    /// What `epoll_ctl` says.
+    pub fn add(&mut self, fd: &impl AsRawFd, interest: EventSet, token: u64) -> io::Result<()> {
+        self.control(ControlOperation::Add, fd.as_raw_fd(), interest, token)
+    }
+
+    /// Changes what is waited for.
+    ///
+    /// # Errors
+    /// What `epoll_ctl` says.
+    pub fn modify(&mut self, fd: &impl AsRawFd, interest: EventSet, token: u64) -> io::Result<()> {
+        self.control(ControlOperation::Modify, fd.as_raw_fd(), interest, token)
+    }
+
+    /// No longer waits for `fd`. To be called before it is closed.
+    ///
+    /// # Errors
+    /// What `epoll_ctl` says.
+    pub fn remove(&mut self, fd: &impl AsRawFd) -> io::Result<()> {
+        self.control(
+            ControlOperation::Delete,
+            fd.as_raw_fd(),
+            EventSet::empty(),
+            0,
+        )
+    }
+
+    /// Waits, at most `timeout_ms` milliseconds (-1: for ever), and says what is ready; empty when the time ran out.
+    /// When the list holds [`Wake::Stop`], it stands last.
+    pub fn wait(&mut self, timeout_ms: i32) -> Vec<Wake> {
+        self.ready.resize(BATCH, EpollEvent::default());
+        let count = loop {
+            match self.epoll.wait(timeout_ms, &mut self.ready) {
+                Ok(count) => break count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    // Only a bad descriptor gets here; without events the worker can only end.
+                    log::error!("epoll_wait: {error}");
+                    return vec![Wake::Stop];
+                }
+            }
+        };
+        let (stop, mut ready): (Vec<_>, Vec<_>) = self
+            .ready
+            .iter()
+            .take(count)
+            .map(|event| match event.data() {
+                STOP => Wake::Stop,
+                token => Wake::Ready(token, event.event_set()),
+            })
+            .partition(|wake| *wake == Wake::Stop);
+        ready.extend(stop);
+        ready
+    }
+
+    fn control(
+        &mut self,
+        operation: ControlOperation,
+        fd: RawFd,
+        interest: EventSet,
+        token: u64,
+    ) -> io::Result<()> {
+        self.epoll
+            .ctl(operation, fd, EpollEvent::new(interest, token))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_gives_back_what_it_returned() {
+        let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let kick = event.try_clone().unwrap();
+        let worker = Worker::spawn("test", move |events| {
+            events.add(&event, EventSet::IN, 7).unwrap();
+            let mut seen = 0;
+            loop {
+                for wake in events.wait(-1) {
+                    match wake {
+                        Wake::Stop => return seen,
+                        Wake::Ready(token, _) => {
+                            assert_eq!(token, 7);
+                            seen += event.read().unwrap();
+                        }
+                    }
+                }
+            }
+        })
+        .unwrap();
+        kick.write(3).unwrap();
+        assert_eq!(worker.stop(), Some(3));
+    }
+}

@@ -1,0 +1,3 @@
+//! The Orlop VMM: one KVM guest per process.
+
+pub mod devices;
