@@ -1,1 +1,14 @@
+//! The tools that make a guest's files: the kernel as an ELF file, and the initramfs.
+//!
+//! - [`bzimage`] takes the `vmlinux` out of the `vmlinuz` that a distribution packages, so that a VMM can enter it by PVH;
+//! - [`modules`] finds out which kernel modules a guest needs, and in which order they load;
+//! - [`cpio`] writes the archive format that the kernel unpacks at boot;
+//! - [`initramfs`] puts the agent and the modules together.
+//!
+//! The agent itself, which runs inside the guest, is the binary `orlop-agent` of this crate.
 
+pub mod bzimage;
+pub mod cpio;
+mod elf;
+pub mod initramfs;
+pub mod modules;

@@ -1,1 +1,100 @@
-fn main() {}
+//! Makes the files that a guest boots from: `orlop-image vmlinux` and `orlop-image initramfs`.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use clap::{Parser, Subcommand};
+use orlop_guest_images::{bzimage, initramfs};
+
+/// Makes the files that an Orlop guest boots from.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Take the uncompressed kernel (ELF, with a PVH entry point) out of a distribution's vmlinuz
+    Vmlinux {
+        /// The packaged kernel, for example /boot/vmlinuz-6.1.0-56-cloud-amd64
+        #[arg(long, value_name = "FILE")]
+        bzimage: PathBuf,
+        /// Where the kernel is written to
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Put the agent and the kernel modules that a guest needs together
+    Initramfs {
+        /// The agent, linked statically
+        #[arg(long, value_name = "FILE")]
+        agent: PathBuf,
+        /// The kernel's modules, for example /lib/modules/6.1.0-56-cloud-amd64
+        #[arg(long, value_name = "DIR")]
+        modules: PathBuf,
+        /// Where the initramfs (a cpio archive) is written to
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("orlop-image: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Vmlinux { bzimage, output } => {
+            let size = fs::metadata(&bzimage)
+                .with_context(|| format!("cannot read {}", bzimage.display()))?
+                .len();
+            if size > bzimage::MAX_KERNEL as u64 {
+                bail!("{} is too large to be a kernel", bzimage.display());
+            }
+            let image =
+                fs::read(&bzimage).with_context(|| format!("cannot read {}", bzimage.display()))?;
+            // The library's messages go on after the file's name.
+            let kernel = bzimage::vmlinux(&image)
+                .map_err(|error| anyhow::anyhow!("{} {error}", bzimage.display()))?;
+            write_whole(&output, |file| fs::write(file, &kernel).map_err(Into::into))
+        }
+        Command::Initramfs {
+            agent,
+            modules,
+            output,
+        } => write_whole(&output, |file| {
+            let out = BufWriter::new(File::create(file)?);
+            initramfs::build(&agent, &modules, out).map_err(Into::into)
+        }),
+    }
+}
+
+/// Lets `write` fill a file beside `output`, which takes its place only when it is complete.
+fn write_whole(
+    output: &Path,
+    write: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let Some(name) = output.file_name() else {
+        bail!("{} is not the name of a file", output.display());
+    };
+    let mut partial = name.to_owned();
+    partial.push(format!(".partial-{}", std::process::id()));
+    let partial = output.with_file_name(partial);
+    let result = write(&partial).and_then(|()| {
+        fs::rename(&partial, output).with_context(|| format!("cannot write {}", output.display()))
+    });
+    if result.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    result
+}
