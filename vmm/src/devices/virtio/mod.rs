@@ -13,6 +13,9 @@
 
 pub mod interrupt;
 pub mod queue;
+pub mod rng;
+#[cfg(test)]
+mod test_driver;
 pub mod worker;
 
 use std::sync::Arc;

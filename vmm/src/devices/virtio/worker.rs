@@ -9,11 +9,12 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::StartError;
 
-/// A thread that runs until it is told to stop, and then gives back what it worked with.
+/// A thread that runs until it is told to stop, and then gives back what it worked with. Dropping it stops it too, so no
+/// thread outlives its device.
 #[derive(Debug)]
 pub struct Worker<T> {
     stop: EventFd,
-    thread: JoinHandle<T>,
+    thread: Option<JoinHandle<T>>,
 }
 
 impl<T: Send + 'static> Worker<T> {
@@ -34,14 +35,30 @@ impl<T: Send + 'static> Worker<T> {
             .name(name.into())
             .spawn(move || run(&mut events))
             .map_err(system("start a thread"))?;
-        Ok(Worker { stop, thread })
+        Ok(Worker {
+            stop,
+            thread: Some(thread),
+        })
     }
 
     /// Stops the thread and takes back what it returned; `None` if it panicked.
-    pub fn stop(self) -> Option<T> {
+    pub fn stop(mut self) -> Option<T> {
+        self.join()
+    }
+}
+
+impl<T> Worker<T> {
+    fn join(&mut self) -> Option<T> {
+        let thread = self.thread.take()?;
         // The only failure is a counter that is full, and then the thread is stopping anyway.
         let _ = self.stop.write(1);
-        self.thread.join().ok()
+        thread.join().ok()
+    }
+}
+
+impl<T> Drop for Worker<T> {
+    fn drop(&mut self) {
+        self.join();
     }
 }
 
@@ -76,7 +93,8 @@ impl Events {
         Ok(events)
     }
 
-    /// Waits for `fd` to be ready in the ways of `interest`, under `token` (not `u64::MAX`). Level-triggered.
+    /// Waits for `fd` to be ready in the ways of `interest`, under `token` (not `u64::MAX`). Level-triggered, unless
+    /// `interest` holds `EDGE_TRIGGERED`.
     ///
     /// # Errors
     /// What `epoll_ctl` says.
@@ -171,5 +189,18 @@ mod tests {
         .unwrap();
         kick.write(3).unwrap();
         assert_eq!(worker.stop(), Some(3));
+    }
+
+    #[test]
+    fn a_worker_that_is_dropped_has_ended() {
+        let alive = std::sync::Arc::new(());
+        let held = alive.clone();
+        let worker = Worker::spawn("test", move |events| {
+            while !events.wait(-1).contains(&Wake::Stop) {}
+            drop(held);
+        })
+        .unwrap();
+        drop(worker);
+        assert_eq!(std::sync::Arc::strong_count(&alive), 1);
     }
 }
