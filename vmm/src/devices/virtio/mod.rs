@@ -11,6 +11,8 @@
 //! The guest is hostile. What it gets wrong is an error that ends in [`Fault::raise`]: the device stops, asks for a reset by
 //! DEVICE_NEEDS_RESET (virtio 1.2, 2.1.1), and nothing else in the VM notices.
 
+pub mod blk;
+pub mod guest_io;
 pub mod interrupt;
 pub mod queue;
 pub mod rng;

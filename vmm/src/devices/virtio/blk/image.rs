@@ -1,0 +1,219 @@
+//! The host's side of a disk: a raw image or a block device, opened and locked.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The unit of virtio-blk's sizes and places in bytes, whatever the disk's own block size is (virtio 1.2, 5.2.4).
+pub const SECTOR: u64 = 512;
+
+/// A disk that this VM alone may write to.
+#[derive(Debug)]
+pub struct Image {
+    /// The file; it holds the lock.
+    pub file: File,
+    /// Its size in sectors; never zero. A last part that is no whole sector is out of reach.
+    pub sectors: u64,
+    /// Whether it must not be written to.
+    pub readonly: bool,
+    /// What distinguishes the disk from others, as its serial number.
+    pub id: [u8; 20],
+}
+
+/// Why a disk cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It is missing, forbidden, or whatever the host says.
+    #[error("cannot open the disk {path}{}", if *.readonly { "" } else { " for writing" })]
+    Open {
+        /// The disk.
+        path: PathBuf,
+        /// Whether only reading was asked for.
+        readonly: bool,
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory, a pipe or the like.
+    #[error("the disk {0} is neither a regular file nor a block device")]
+    Kind(PathBuf),
+    /// Nothing there to be a disk.
+    #[error("the disk {path} has {size} bytes, less than one sector of 512")]
+    TooSmall {
+        /// The disk.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+    },
+    /// Another VM has it.
+    #[error(
+        "the disk {0} is in use by another program; one that only reads may be shared among VMs that all say readonly"
+    )]
+    InUse(PathBuf),
+    /// Its size or its lock could not be had.
+    #[error("cannot {what} the disk {path}")]
+    Prepare {
+        /// What was tried.
+        what: &'static str,
+        /// The disk.
+        path: PathBuf,
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Image {
+    /// Opens and locks `path`. The bytes are taken as they are: a format is never guessed.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(path: &Path, readonly: bool) -> Result<Self, OpenError> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(!readonly)
+            // Files and block devices do not care, but opening a pipe without it would wait for somebody at its other end.
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .map_err(|source| OpenError::Open {
+                path: path.into(),
+                readonly,
+                source,
+            })?;
+        let prepare = |what| {
+            move |source| OpenError::Prepare {
+                what,
+                path: path.into(),
+                source,
+            }
+        };
+        let metadata = file.metadata().map_err(prepare("examine"))?;
+        let kind = metadata.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(OpenError::Kind(path.into()));
+        }
+        match lock(&file, readonly) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(OpenError::InUse(path.into()));
+            }
+            Err(error) => return Err(prepare("lock")(error)),
+        }
+        // A block device's metadata says 0.
+        let size = file
+            .seek(SeekFrom::End(0))
+            .map_err(prepare("find the size of"))?;
+        if size < SECTOR {
+            return Err(OpenError::TooSmall {
+                path: path.into(),
+                size,
+            });
+        }
+        Ok(Image {
+            file,
+            sectors: size / SECTOR,
+            readonly,
+            id: id(metadata.dev(), metadata.ino()),
+        })
+    }
+}
+
+/// A read lock for a disk that is only read, else a write lock, on the whole file. It belongs to the open file, not to the
+/// process (F_OFD_SETLK), and ends with it.
+fn lock(file: &File, readonly: bool) -> io::Result<()> {
+    let kind = if readonly {
+        libc::F_RDLCK
+    } else {
+        libc::F_WRLCK
+    };
+    // SAFETY: all zeros is a valid `flock`: from the beginning (SEEK_SET, 0) to the end, however far (length 0).
+    let mut range: libc::flock = unsafe { std::mem::zeroed() };
+    range.l_type = kind as libc::c_short;
+    // SAFETY: the command reads one `flock`, and keeps no pointer to it.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) };
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// A serial number that stays the same while the file does, and tells the guest nothing of the host: FNV-1a of what
+/// identifies the file.
+fn id(device: u64, inode: u64) -> [u8; 20] {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for byte in device.to_le_bytes().into_iter().chain(inode.to_le_bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    }
+    let mut id = [0; 20];
+    for (place, digit) in id.iter_mut().zip(format!("{hash:016x}").bytes()) {
+        *place = digit;
+    }
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn image(size: usize) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&vec![7; size]).unwrap();
+        file
+    }
+
+    #[test]
+    fn the_size_is_in_whole_sectors() {
+        let sectors = |size| Image::open(image(size).path(), true).unwrap().sectors;
+        assert_eq!(sectors(512), 1);
+        assert_eq!(sectors(1023), 1);
+        assert_eq!(sectors(1 << 20), 2048);
+        let error = Image::open(image(511).path(), true).unwrap_err();
+        assert!(matches!(error, OpenError::TooSmall { size: 511, .. }));
+    }
+
+    #[test]
+    fn what_is_no_disk_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = Image::open(&dir.path().join("none"), true).unwrap_err();
+        assert!(matches!(missing, OpenError::Open { .. }), "{missing}");
+        let directory = Image::open(dir.path(), true).unwrap_err();
+        assert!(matches!(directory, OpenError::Kind(_)), "{directory}");
+        let character = Image::open(Path::new("/dev/null"), false).unwrap_err();
+        assert!(matches!(character, OpenError::Kind(_)), "{character}");
+
+        // Nobody is at its other end, so this would wait for ever if it waited.
+        let pipe = dir.path().join("pipe");
+        let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
+        // SAFETY: the name is a C string.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        let pipe = Image::open(&pipe, true).unwrap_err();
+        assert!(matches!(pipe, OpenError::Kind(_)), "{pipe}");
+    }
+
+    #[test]
+    fn a_disk_has_one_writer_or_many_readers() {
+        let file = image(512);
+        let in_use =
+            |readonly| matches!(Image::open(file.path(), readonly), Err(OpenError::InUse(_)));
+        let writer = Image::open(file.path(), false).unwrap();
+        assert!(in_use(false));
+        assert!(in_use(true));
+        drop(writer);
+        let readers = [(); 2].map(|()| Image::open(file.path(), true).unwrap());
+        assert!(in_use(false));
+        drop(readers);
+        assert!(!in_use(false));
+    }
+
+    #[test]
+    fn disks_are_told_apart() {
+        let (one, two) = (image(512), image(512));
+        let id = |file: &tempfile::NamedTempFile| Image::open(file.path(), true).unwrap().id;
+        assert_eq!(id(&one), id(&one));
+        assert_ne!(id(&one), id(&two));
+    }
+}
