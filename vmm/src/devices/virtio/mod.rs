@@ -18,6 +18,7 @@ pub mod queue;
 pub mod rng;
 #[cfg(test)]
 mod test_driver;
+pub mod vsock;
 pub mod worker;
 
 use std::sync::Arc;
