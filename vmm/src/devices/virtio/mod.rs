@@ -12,6 +12,7 @@
 //! DEVICE_NEEDS_RESET (virtio 1.2, 2.1.1), and nothing else in the VM notices.
 
 pub mod blk;
+pub mod fs;
 pub mod guest_io;
 pub mod interrupt;
 pub mod queue;
