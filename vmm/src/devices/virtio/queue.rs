@@ -282,4 +282,6 @@ impl Bits {
 }
 
 #[cfg(test)]
+mod chain_tests;
+#[cfg(test)]
 mod tests;

@@ -222,3 +222,14 @@ impl TestTransport {
         assert!(self.faulted());
     }
 }
+
+/// Fails unless the result is an error like the pattern.
+macro_rules! assert_err {
+    ($result:expr, $pattern:pat) => {
+        match $result {
+            Err($pattern) => {}
+            other => panic!("not {}: {other:?}", stringify!($pattern)),
+        }
+    };
+}
+pub(crate) use assert_err;

@@ -34,6 +34,8 @@ pub struct Connection {
     owed: Owed,
     /// Whether it stands in the line of those that have something for the guest.
     pub in_line: bool,
+    /// Whether its socket is watched for taking something again.
+    pub watched_out: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,12 +111,19 @@ impl Connection {
             told_ended: 0,
             owed: Owed::default(),
             in_line: false,
+            watched_out: false,
         }
     }
 
     /// The socket on the host.
     pub fn stream(&self) -> &UnixStream {
         &self.stream
+    }
+
+    /// Whether its socket is to be watched for taking something again: only while something waits for that, or every read of the
+    /// program's would wake us.
+    pub fn waits_to_write(&self) -> bool {
+        !self.to_host.is_empty()
     }
 
     /// Whether the guest is done with it, so that a packet from the guest cannot be meant for it.

@@ -19,6 +19,8 @@ mod test_guest;
 #[cfg(test)]
 mod tests;
 mod to_host;
+#[cfg(test)]
+mod traffic_tests;
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -171,6 +173,7 @@ impl Device for Vsock {
             counters: self.counters.clone(),
             spare: None,
             paused: None,
+            complained: false,
         };
         let fault = active.fault;
         self.worker = Some(Worker::spawn("virtio-vsock", move |events| {

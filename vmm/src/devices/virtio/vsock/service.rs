@@ -9,7 +9,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::greeting::{Greetings, Heard};
 use super::packet::{HEADER_LEN, Header};
-use super::table::{Counters, Key, PORT_ANY, Table, count};
+use super::table::{self, Counters, Key, PORT_ANY, Table, count};
 use crate::devices::virtio::queue::{Chain, Error};
 use crate::devices::virtio::worker::{Events, Wake};
 use crate::devices::virtio::{ActiveQueue, Fault, GuestMemory, StartError};
@@ -37,6 +37,8 @@ pub struct Service {
     pub spare: Option<Chain>,
     /// When the listener is to be heard again, after descriptors ran out.
     pub paused: Option<Instant>,
+    /// Whether that was said since somebody was last let in.
+    pub complained: bool,
 }
 
 /// What is ready, as it stands in an epoll's token: a connection by its two ports, everything else where the host's port would be
@@ -139,6 +141,16 @@ impl Service {
     /// Moves packets both ways; `true` when more is waiting.
     fn serve(&mut self, events: &mut Events) -> Result<bool, Error> {
         let from_guest = self.take(events)?;
+        while let Some((key, set)) = self.table.next_changed() {
+            let token = Token::Connection(key).encode();
+            let watched = self
+                .table
+                .stream(key)
+                .map(|stream| events.modify(stream, set, token));
+            if !matches!(watched, Some(Ok(()))) {
+                self.table.give_up(key);
+            }
+        }
         let to_guest = self.give()?;
         Ok(from_guest || to_guest)
     }
@@ -154,7 +166,7 @@ impl Service {
             if let Some(key) = table.receive(&header, data) {
                 let watched = table.stream(key).map(|stream| {
                     let token = Token::Connection(key).encode();
-                    events.add(stream, connection_events(), token)
+                    events.add(stream, table::events(false), token)
                 });
                 if !matches!(watched, Some(Ok(()))) {
                     table.give_up(key);
@@ -227,6 +239,7 @@ impl Service {
         for _ in 0..64 {
             match self.listener.accept() {
                 Ok((stream, _)) => {
+                    self.complained = false;
                     if stream.set_nonblocking(true).is_err() {
                         continue;
                     }
@@ -247,7 +260,9 @@ impl Service {
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
                     // No descriptor is left, or no memory. Whoever waits keeps the listener ready, so it is not looked at for a while.
                     _ => {
-                        log::warn!("virtio-vsock: cannot let anyone in: {error}");
+                        if !std::mem::replace(&mut self.complained, true) {
+                            log::warn!("virtio-vsock: cannot let anyone in: {error}");
+                        }
                         let _ = events.remove(&self.listener);
                         self.paused = Some(Instant::now() + PAUSE);
                         return;
@@ -269,7 +284,7 @@ impl Service {
                 };
                 let watched = self.table.stream(key).map(|stream| {
                     let token = Token::Connection(key).encode();
-                    events.modify(stream, connection_events(), token)
+                    events.modify(stream, table::events(false), token)
                 });
                 if !matches!(watched, Some(Ok(()))) {
                     self.table.give_up(key);
@@ -299,11 +314,6 @@ impl Service {
                 .unwrap_or(i32::MAX),
         }
     }
-}
-
-/// What a connection's socket is watched for.
-fn connection_events() -> EventSet {
-    EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED
 }
 
 #[cfg(test)]

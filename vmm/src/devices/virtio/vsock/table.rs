@@ -73,6 +73,8 @@ pub struct Table {
     connections: HashMap<Key, Connection>,
     /// Those that have something for the guest, each once, in the order of their turns.
     line: VecDeque<Key>,
+    /// Those whose sockets are to be watched for something else than before.
+    changed: Vec<Key>,
     /// Resets to be sent first of all.
     resets: VecDeque<Header>,
     next_port: u32,
@@ -87,6 +89,7 @@ impl Table {
             socket,
             connections: HashMap::new(),
             line: VecDeque::new(),
+            changed: Vec::new(),
             resets: VecDeque::new(),
             next_port: 0,
             counters,
@@ -173,6 +176,16 @@ impl Table {
         self.connections.get(&key).map(Connection::stream)
     }
 
+    /// A connection whose socket is to be watched for something else than before, if there is one, and for what.
+    pub fn next_changed(&mut self) -> Option<(Key, EventSet)> {
+        while let Some(key) = self.changed.pop() {
+            if let Some(connection) = self.connections.get(&key) {
+                return Some((key, events(connection.watched_out)));
+            }
+        }
+        None
+    }
+
     /// Ends a connection whose socket cannot be watched.
     pub fn give_up(&mut self, key: Key) {
         self.apply(key, After::Reset);
@@ -253,7 +266,10 @@ impl Table {
     /// Does what is to be done with a connection after something happened to it.
     fn apply(&mut self, key: Key, after: After) {
         match after {
-            After::Keep => self.line_up(key),
+            After::Keep => {
+                self.line_up(key);
+                self.watch_out(key);
+            }
             After::Forget => {
                 self.connections.remove(&key);
             }
@@ -261,6 +277,17 @@ impl Table {
                 self.connections.remove(&key);
                 let header = self.header(key);
                 self.reset(header);
+            }
+        }
+    }
+
+    /// Notes when a connection begins or ends to wait for its socket to take something.
+    fn watch_out(&mut self, key: Key) {
+        if let Some(connection) = self.connections.get_mut(&key) {
+            let waits = connection.waits_to_write();
+            if connection.watched_out != waits {
+                connection.watched_out = waits;
+                self.changed.push(key);
             }
         }
     }
@@ -298,6 +325,12 @@ impl Table {
             ..header
         });
     }
+}
+
+/// What a connection's socket is watched for.
+pub fn events(out: bool) -> EventSet {
+    let events = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+    if out { events | EventSet::OUT } else { events }
 }
 
 /// Where the program listens to whom the guest reaches as `port` of the host.

@@ -230,3 +230,20 @@ impl Guest {
         counters.iter().find(|(n, _)| *n == name).unwrap().1
     }
 }
+
+/// `len` bytes that do not repeat soon.
+pub fn noise(len: usize, seed: u32) -> Vec<u8> {
+    let mut state = seed;
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+/// Everything up to the end.
+pub fn read_all(stream: &mut UnixStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    std::io::Read::read_to_end(stream, &mut all).unwrap();
+    all
+}
