@@ -1,0 +1,498 @@
+//! The containers of the guest, and what is done with them.
+//!
+//! [`spec`] fits the host's spec to the guest, [`launch`] has libcontainer make the process, [`process`] keeps it. Everything that
+//! changes a container goes through [`Containers`].
+
+mod launch;
+mod process;
+mod spec;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use orlop_proto::agent::v1::{StateResponse, StatsResponse, Stdio, WaitResponse};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
+
+use self::launch::{Launch, launch, write_json};
+pub use self::process::Process;
+use self::process::exit_message;
+use self::spec::BundlePath;
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Result};
+use crate::ids::{Id, ProcessId};
+use crate::reaper::{Reaper, exited};
+use crate::runtime::Make;
+use crate::stdio::fd::Fd;
+
+/// Containers in a guest at most, and further processes that are known in one.
+const MAX_CONTAINERS: usize = 256;
+const MAX_PROCESSES: usize = 1024;
+
+/// How long killed containers may take to be gone when the guest shuts down.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where things are.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// The share with the bundles' root file systems.
+    pub share: PathBuf,
+    /// libcontainer's notes on each container.
+    pub state: PathBuf,
+    /// The agent's files for each container.
+    pub bundles: PathBuf,
+}
+
+impl Places {
+    /// Everything in one directory, but for the share.
+    pub fn below(directory: &Path, share: PathBuf) -> Self {
+        Self {
+            share,
+            state: directory.join("state"),
+            bundles: directory.join("bundles"),
+        }
+    }
+
+    fn bundle(&self, container: &Id) -> PathBuf {
+        self.bundles.join(container.as_str())
+    }
+
+    fn process_file(&self, id: &ProcessId, kind: &str) -> PathBuf {
+        let exec = id.exec.as_ref().map_or("", |exec| exec.as_str());
+        self.bundle(&id.container).join(format!("{kind}-{exec}"))
+    }
+
+    fn console(&self, id: &ProcessId) -> PathBuf {
+        self.process_file(id, "console")
+    }
+}
+
+/// The agent's ends of a process's streams.
+#[derive(Default)]
+pub struct Streams {
+    stdin: Option<Arc<Fd>>,
+    stdout: Option<Arc<Fd>>,
+    stderr: Option<Arc<Fd>>,
+    console: Option<Arc<Fd>>,
+}
+
+impl Streams {
+    fn of_terminal(master: Arc<Fd>, wanted: Stdio) -> Self {
+        Self {
+            stdin: wanted.stdin.then(|| master.clone()),
+            stdout: wanted.stdout.then(|| master.clone()),
+            stderr: None,
+            console: Some(master),
+        }
+    }
+}
+
+/// All containers of the guest.
+pub struct Containers {
+    reaper: Arc<Reaper>,
+    places: Places,
+    known: Mutex<HashMap<Id, Entry>>,
+}
+
+enum Entry {
+    /// Being made or taken away: the name is in use, and there is nothing to be done with it.
+    Busy,
+    Ready(Arc<Container>),
+}
+
+struct Container {
+    init: Arc<Process>,
+    cgroup: Cgroup,
+    execs: Mutex<HashMap<Id, Arc<Process>>>,
+}
+
+/// What a container is to be.
+pub struct Creation {
+    /// Its name.
+    pub id: Id,
+    /// The bundle below the share.
+    pub bundle: String,
+    /// The OCI spec.
+    pub spec: Vec<u8>,
+    /// The streams that its process gets.
+    pub stdio: Stdio,
+}
+
+impl Containers {
+    /// None yet.
+    ///
+    /// # Errors
+    /// When the directories cannot be made.
+    pub fn new(reaper: Arc<Reaper>, places: Places) -> io::Result<Self> {
+        fs::create_dir_all(&places.state)?;
+        fs::create_dir_all(&places.bundles)?;
+        Ok(Self {
+            reaper,
+            places,
+            known: Mutex::default(),
+        })
+    }
+
+    /// Makes a container; its process waits to be started. Returns its number.
+    ///
+    /// # Errors
+    /// As the interface says. After an error nothing is left.
+    pub async fn create(&self, creation: Creation) -> Result<u32> {
+        let bundle = BundlePath::parse(&creation.bundle)?;
+        let rootfs = bundle.rootfs(&self.places.share);
+        let cgroup = Cgroup::of(&creation.id);
+        let guest = spec::adapt(&creation.spec, &rootfs, &cgroup.spec_path())?;
+        self.reserve(&creation.id)?;
+        let made = self.make(&creation, &guest, &cgroup).await;
+        let mut known = self.known();
+        match made {
+            Ok((init, pid)) => {
+                let container = Container {
+                    init,
+                    cgroup,
+                    execs: Mutex::default(),
+                };
+                known.insert(creation.id, Entry::Ready(Arc::new(container)));
+                Ok(pid)
+            }
+            Err(error) => {
+                drop(known);
+                self.clean(&creation.id, &cgroup).await;
+                self.known().remove(&creation.id);
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(
+        &self,
+        creation: &Creation,
+        guest: &spec::GuestSpec,
+        cgroup: &Cgroup,
+    ) -> Result<(Arc<Process>, u32)> {
+        spec::apply_network_sysctls(&guest.network_sysctls)?;
+        // What an agent's earlier life or a failure may have left.
+        self.clean(&creation.id, cgroup).await;
+        let bundle = self.places.bundle(&creation.id);
+        fs::create_dir_all(&bundle).map_err(|error| Error::system(bundle.display(), error))?;
+        write_json(&bundle.join("config.json"), &guest.spec)?;
+        let process = guest.spec.process().as_ref();
+        let terminal = process.is_some_and(|process| process.terminal().unwrap_or(false));
+        let id = ProcessId {
+            container: creation.id.clone(),
+            exec: None,
+        };
+        let init = Arc::new(Process::new(id.clone(), terminal, creation.stdio));
+        let request = Launch {
+            id: &id,
+            make: Make::Container,
+            terminal,
+            stdio: creation.stdio,
+        };
+        let live = init
+            .make(launch(&self.reaper, &self.places, request))
+            .await?;
+        if let Some(size) = process.and_then(|process| process.console_size()) {
+            let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+            let _ = init.resize(number(size.width()), number(size.height()));
+        }
+        // Without a process namespace of its own, a container's other processes outlive its first.
+        let (mut exit, group) = (live.exit_watch(), cgroup.clone());
+        tokio::spawn(async move {
+            exited(&mut exit).await;
+            let _ = group.kill();
+        });
+        Ok((init, live.pid.unsigned_abs()))
+    }
+
+    /// Makes a further process known.
+    ///
+    /// # Errors
+    /// As the interface says.
+    pub fn exec(&self, container: &Id, exec: Id, process: &[u8], stdio: Stdio) -> Result<()> {
+        let found = self.container(container)?;
+        if found.init.is_over() {
+            return Err(Error::State(format!("container {container} has exited")));
+        }
+        let process = spec::process(process)?;
+        let id = ProcessId {
+            container: container.clone(),
+            exec: Some(exec.clone()),
+        };
+        let mut execs = found.execs();
+        if execs.contains_key(&exec) {
+            return Err(Error::Exists(format!("{id} exists already")));
+        }
+        if execs.len() >= MAX_PROCESSES {
+            return Err(Error::TooMany(format!(
+                "container {container} has {MAX_PROCESSES} processes that were not deleted"
+            )));
+        }
+        write_json(&self.places.process_file(&id, "process"), &process)?;
+        let terminal = process.terminal().unwrap_or(false);
+        execs.insert(exec, Arc::new(Process::new(id, terminal, stdio)));
+        Ok(())
+    }
+
+    /// Lets a process run. Returns its number.
+    ///
+    /// # Errors
+    /// As the interface says.
+    pub async fn start(&self, id: &ProcessId) -> Result<u32> {
+        let container = self.container(&id.container)?;
+        let process = container.process(id)?;
+        if id.exec.is_none() {
+            let (live, report) = process.start()?;
+            let socket = self
+                .places
+                .state
+                .join(id.container.as_str())
+                .join("notify.sock");
+            open_gate(&socket)
+                .await
+                .map_err(|error| Error::system(format_args!("{id} cannot be started"), error))?;
+            report.executed(&mut live.exit_watch()).await?;
+            return Ok(live.pid.unsigned_abs());
+        }
+        if !container.init.is_started() || container.init.is_over() {
+            return Err(Error::State(format!(
+                "container {} is not running",
+                id.container
+            )));
+        }
+        if container.cgroup.is_frozen() {
+            return Err(Error::State(format!(
+                "container {} is paused",
+                id.container
+            )));
+        }
+        let file = self.places.process_file(id, "process");
+        let request = Launch {
+            id,
+            make: Make::Process { file: file.clone() },
+            terminal: process.terminal,
+            stdio: process.stdio,
+        };
+        let live = process
+            .make(launch(&self.reaper, &self.places, request))
+            .await?;
+        let _ = fs::remove_file(file);
+        process.set_started();
+        Ok(live.pid.unsigned_abs())
+    }
+
+    /// Sends a signal to a process, or to all of its container's.
+    ///
+    /// # Errors
+    /// As the interface says.
+    pub fn signal(&self, id: &ProcessId, signal: u32, all: bool) -> Result<()> {
+        let signal = i32::try_from(signal)
+            .ok()
+            .filter(|signal| (1..=64).contains(signal))
+            .ok_or_else(|| Error::Invalid(format!("{signal} is not a signal's number")))?;
+        let container = self.container(&id.container)?;
+        let process = container.process(id)?;
+        if !all {
+            let live = process.running()?;
+            return kill(live.pid, signal)
+                .map_err(|errno| Error::system(format_args!("cannot signal {id}"), errno.desc()));
+        }
+        if signal == libc::SIGKILL {
+            return container.cgroup.kill().map_err(|error| {
+                Error::system(
+                    format_args!("cannot kill container {}", id.container),
+                    error,
+                )
+            });
+        }
+        for pid in container.cgroup.processes() {
+            // One that has gone meanwhile needs no signal.
+            let _ = kill(pid, signal);
+        }
+        Ok(())
+    }
+
+    /// Waits for a process; see [`Process::wait`].
+    ///
+    /// # Errors
+    /// As the interface says.
+    pub async fn wait(&self, id: &ProcessId) -> Result<WaitResponse> {
+        let process = self.process(id)?;
+        process.wait().await.map(exit_message)
+    }
+
+    /// What is known of a process.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub fn state(&self, id: &ProcessId) -> Result<StateResponse> {
+        let container = self.container(&id.container)?;
+        let process = container.process(id)?;
+        Ok(process.state(container.cgroup.is_frozen()))
+    }
+
+    /// The processes of a container.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub fn pids(&self, container: &Id) -> Result<Vec<u32>> {
+        let pids = self.container(container)?.cgroup.processes();
+        Ok(pids.into_iter().map(i32::unsigned_abs).collect())
+    }
+
+    /// Freezes or thaws a container.
+    ///
+    /// # Errors
+    /// As the interface says.
+    pub async fn freeze(&self, id: &Id, frozen: bool) -> Result<()> {
+        let container = self.container(id)?;
+        if !container.init.is_started() || container.init.is_over() {
+            return Err(Error::State(format!("container {id} is not running")));
+        }
+        let doing = if frozen { "pause" } else { "resume" };
+        container
+            .cgroup
+            .freeze(frozen)
+            .await
+            .map_err(|error| Error::system(format_args!("cannot {doing} container {id}"), error))
+    }
+
+    /// A container's control group.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub fn stats(&self, container: &Id) -> Result<StatsResponse> {
+        Ok(self.container(container)?.cgroup.stats())
+    }
+
+    /// Forgets a process that is over; with a container's own, the container goes.
+    ///
+    /// # Errors
+    /// As the interface says.
+    pub async fn delete(&self, id: &ProcessId) -> Result<()> {
+        let container = self.container(&id.container)?;
+        let process = container.process(id)?;
+        if !process.is_over() {
+            return Err(Error::State(format!("{id} has not exited")));
+        }
+        if let Some(exec) = &id.exec {
+            container.execs().remove(exec);
+            let _ = fs::remove_file(self.places.process_file(id, "process"));
+            return Ok(());
+        }
+        match self.known().insert(id.container.clone(), Entry::Busy) {
+            Some(Entry::Ready(_)) => {}
+            _ => {
+                return Err(Error::State(format!("{id} is being deleted")));
+            }
+        }
+        self.clean(&id.container, &container.cgroup).await;
+        self.known().remove(&id.container);
+        Ok(())
+    }
+
+    /// Kills everything, and waits a while for it to be gone.
+    pub async fn kill_all(&self) {
+        let _ = Cgroup::all().kill();
+        let mut exits: Vec<_> = self
+            .known()
+            .values()
+            .filter_map(|entry| match entry {
+                Entry::Ready(container) => container.init.live().ok(),
+                Entry::Busy => None,
+            })
+            .map(|live| live.exit_watch())
+            .collect();
+        let all = async {
+            for exit in &mut exits {
+                exited(exit).await;
+            }
+        };
+        let _ = tokio::time::timeout(KILL_PATIENCE, all).await;
+    }
+
+    /// Finds a process.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub fn process(&self, id: &ProcessId) -> Result<Arc<Process>> {
+        self.container(&id.container)?.process(id)
+    }
+
+    fn container(&self, id: &Id) -> Result<Arc<Container>> {
+        match self.known().get(id) {
+            Some(Entry::Ready(container)) => Ok(container.clone()),
+            Some(Entry::Busy) | None => {
+                Err(Error::NotFound(format!("container {id} does not exist")))
+            }
+        }
+    }
+
+    fn reserve(&self, id: &Id) -> Result<()> {
+        let mut known = self.known();
+        if known.contains_key(id) {
+            return Err(Error::Exists(format!("container {id} exists already")));
+        }
+        if known.len() >= MAX_CONTAINERS {
+            return Err(Error::TooMany(format!(
+                "the guest has {MAX_CONTAINERS} containers already"
+            )));
+        }
+        known.insert(id.clone(), Entry::Busy);
+        Ok(())
+    }
+
+    /// Takes away what a container leaves: processes, control group, files. Its mounts go with its namespace.
+    async fn clean(&self, id: &Id, cgroup: &Cgroup) {
+        if let Err(error) = cgroup.remove().await {
+            log::warn!("the control group of container {id} cannot be removed: {error}");
+        }
+        for directory in [self.places.state.join(id.as_str()), self.places.bundle(id)] {
+            match fs::remove_dir_all(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    log::warn!("{} cannot be removed: {error}", directory.display());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<Id, Entry>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Container {
+    fn process(&self, id: &ProcessId) -> Result<Arc<Process>> {
+        match &id.exec {
+            None => Ok(self.init.clone()),
+            Some(exec) => self
+                .execs()
+                .get(exec)
+                .cloned()
+                .ok_or_else(|| Error::NotFound(format!("{id} does not exist"))),
+        }
+    }
+
+    fn execs(&self) -> MutexGuard<'_, HashMap<Id, Arc<Process>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells a container's process that it may run: libcontainer has it wait at a socket.
+async fn open_gate(socket: &Path) -> io::Result<()> {
+    let mut gate = UnixStream::connect(socket).await?;
+    gate.write_all(b"start").await?;
+    gate.shutdown().await
+}
+
+fn kill(pid: i32, signal: i32) -> std::result::Result<(), Errno> {
+    // Not nix's kill: it does not know real-time signals.
+    // SAFETY: kill has no memory to spoil.
+    Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
+}

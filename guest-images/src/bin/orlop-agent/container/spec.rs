@@ -1,0 +1,263 @@
+//! Fits the host's OCI spec to the guest.
+//!
+//! The host has already put the guest's paths into it. What is left to do here is what the guest alone knows or insists on: where
+//! the root file system and the control group are, that all containers share the guest's network, and what this
+//! guest's kernel cannot do.
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+
+use crate::error::{Error, Result};
+
+/// The bundle's directory within the share.
+#[derive(Debug, Clone)]
+pub struct BundlePath(PathBuf);
+
+impl BundlePath {
+    /// Checks that the path stays below the share.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` when it is empty, absolute, or goes up.
+    pub fn parse(text: &str) -> Result<Self> {
+        let path = Path::new(text);
+        let plain = path
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)));
+        if text.is_empty() || text.len() > 1024 || text.contains('\0') || !plain {
+            return Err(Error::Invalid(
+                "the bundle must be a path below the share".to_owned(),
+            ));
+        }
+        Ok(Self(path.to_owned()))
+    }
+
+    /// The directory of the root file system.
+    pub fn rootfs(&self, share: &Path) -> PathBuf {
+        share.join(&self.0).join("rootfs")
+    }
+}
+
+/// A spec that fits.
+#[derive(Debug)]
+pub struct GuestSpec {
+    /// The spec for libcontainer.
+    pub spec: Spec,
+    /// Settings below /proc/sys/net, which the guest has only one of.
+    pub network_sysctls: Vec<(String, String)>,
+}
+
+/// Reads a spec and fits it to the guest.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` when it is not a spec, or asks for what a guest does not do.
+pub fn adapt(json: &[u8], rootfs: &Path, cgroup: &Path) -> Result<GuestSpec> {
+    let mut spec: Spec = serde_json::from_slice(json)
+        .map_err(|error| Error::Invalid(format!("malformed OCI spec: {error}")))?;
+
+    let mut root = spec.root().clone().unwrap_or_default();
+    // The default of the crate is a read-only root, the specification's is a writable one.
+    if spec.root().is_none() {
+        root.set_readonly(Some(false));
+    }
+    root.set_path(rootfs.to_owned());
+    spec.set_root(Some(root));
+
+    let process = spec
+        .process_mut()
+        .as_mut()
+        .ok_or_else(|| Error::Invalid("the spec has no process".to_owned()))?;
+    adapt_process(process);
+
+    if spec.hooks().as_ref().is_some_and(|hooks| {
+        [
+            hooks.create_runtime(),
+            hooks.create_container(),
+            hooks.start_container(),
+            hooks.poststart(),
+            hooks.poststop(),
+        ]
+        .iter()
+        .any(|hooks| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty()))
+    }) {
+        return Err(Error::Invalid(
+            "the spec has hooks, which are programs of the host; they cannot run in a guest"
+                .to_owned(),
+        ));
+    }
+    spec.set_hooks(None);
+
+    let linux = spec
+        .linux_mut()
+        .as_mut()
+        .ok_or_else(|| Error::Invalid("the spec has no linux section".to_owned()))?;
+    linux.set_cgroups_path(Some(cgroup.to_owned()));
+    // The agent is built without libseccomp, for which there is no static library to be had everywhere: the guest's kernel is the
+    // wall between the pod and the host.
+    linux.set_seccomp(None);
+    // Profiles and labels are the host's; the guest's kernel has none of them.
+    linux.set_mount_label(None);
+    linux.set_intel_rdt(None);
+
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
+    if !namespaces
+        .iter()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Mount)
+    {
+        return Err(Error::Invalid(
+            "the spec has no mount namespace; a container in a guest needs one".to_owned(),
+        ));
+    }
+    linux.set_namespaces(Some(namespaces));
+
+    let mut sysctls = linux.sysctl().clone().unwrap_or_default();
+    let network_sysctls = sysctls
+        .extract_if(|key, _| key.starts_with("net.") || key.starts_with("net/"))
+        .collect();
+    linux.set_sysctl((!sysctls.is_empty()).then_some(sysctls));
+
+    Ok(GuestSpec {
+        spec,
+        network_sysctls,
+    })
+}
+
+/// Reads an OCI `process` object and fits it to the guest.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` when it is not one.
+pub fn process(json: &[u8]) -> Result<Process> {
+    let mut process: Process = serde_json::from_slice(json)
+        .map_err(|error| Error::Invalid(format!("malformed OCI process: {error}")))?;
+    adapt_process(&mut process);
+    Ok(process)
+}
+
+fn adapt_process(process: &mut Process) {
+    process.set_apparmor_profile(None);
+    process.set_selinux_label(None);
+}
+
+/// Applies settings of the one network namespace of the guest.
+///
+/// # Errors
+/// When a key is not one, or the kernel refuses.
+pub fn apply_network_sysctls(sysctls: &[(String, String)]) -> Result<()> {
+    for (key, value) in sysctls {
+        let path = network_sysctl_path(key)
+            .ok_or_else(|| Error::Invalid(format!("sysctl {key:?} is malformed")))?;
+        fs::write(&path, value)
+            .map_err(|error| Error::system(format_args!("sysctl {key}={value}"), error))?;
+    }
+    Ok(())
+}
+
+fn network_sysctl_path(key: &str) -> Option<PathBuf> {
+    // A key with slashes may have dots in its names (those of interfaces).
+    let key = if key.contains('/') {
+        key.to_owned()
+    } else {
+        key.replace('.', "/")
+    };
+    let plain = Path::new(&key)
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
+    (plain && key.starts_with("net/") && !key.contains('\0'))
+        .then(|| Path::new("/proc/sys").join(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPEC: &str = r#"{
+        "ociVersion": "1.0.2",
+        "root": {"path": "/host/rootfs", "readonly": true},
+        "process": {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "apparmorProfile": "docker-default"},
+        "linux": {
+            "cgroupsPath": "/host/group",
+            "sysctl": {"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1"},
+            "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
+            "namespaces": [{"type": "mount"}, {"type": "network", "path": "/proc/1/ns/net"}, {"type": "network"}]
+        }
+    }"#;
+
+    fn adapted(json: &str) -> Result<GuestSpec> {
+        adapt(json.as_bytes(), Path::new("/r"), Path::new("/orlop/c"))
+    }
+
+    #[test]
+    fn takes_the_guests_places_and_drops_what_is_the_hosts() {
+        let guest = adapted(SPEC).unwrap();
+        let root = guest.spec.root().as_ref().unwrap();
+        assert_eq!(root.path(), Path::new("/r"));
+        assert_eq!(root.readonly(), Some(true));
+        let linux = guest.spec.linux().as_ref().unwrap();
+        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/orlop/c")));
+        assert!(linux.seccomp().is_none());
+        let namespaces = linux.namespaces().as_ref().unwrap();
+        assert_eq!(namespaces.len(), 1);
+        let sysctl = linux.sysctl().as_ref().unwrap();
+        assert_eq!(sysctl.len(), 1);
+        assert_eq!(
+            guest.network_sysctls,
+            [("net.ipv4.ip_forward".to_owned(), "1".to_owned())]
+        );
+        let process = guest.spec.process().as_ref().unwrap();
+        assert!(process.apparmor_profile().is_none());
+    }
+
+    #[test]
+    fn refuses_what_a_guest_does_not_do() {
+        for (from, to, why) in [
+            ("\"ociVersion\"", "ociVersion", "malformed"),
+            ("\"process\"", "\"other\"", "no process"),
+            ("\"linux\"", "\"windows2\"", "no linux"),
+            ("{\"type\": \"mount\"}, ", "", "mount namespace"),
+            (
+                "\"linux\"",
+                "\"hooks\": {\"poststop\": [{\"path\": \"/bin/x\"}]}, \"linux\"",
+                "hooks",
+            ),
+        ] {
+            let error = adapted(&SPEC.replacen(from, to, 1)).unwrap_err();
+            assert!(matches!(error, Error::Invalid(_)), "{error}");
+            assert!(error.to_string().contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn empty_hooks_are_none() {
+        let json = SPEC.replacen("\"linux\"", "\"hooks\": {\"poststop\": []}, \"linux\"", 1);
+        assert!(adapted(&json).unwrap().spec.hooks().is_none());
+    }
+
+    #[test]
+    fn bundles_stay_below_the_share() {
+        let bundle = BundlePath::parse("web/bundle").unwrap();
+        assert_eq!(
+            bundle.rootfs(Path::new("/share")),
+            Path::new("/share/web/bundle/rootfs")
+        );
+        for bad in ["", "/", "/etc", "..", "a/../..", ".", "a\0"] {
+            assert!(BundlePath::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn network_settings_stay_below_net() {
+        assert_eq!(
+            network_sysctl_path("net.ipv4.ip_forward").unwrap(),
+            Path::new("/proc/sys/net/ipv4/ip_forward")
+        );
+        assert_eq!(
+            network_sysctl_path("net/ipv4/conf/eth0.1/forwarding").unwrap(),
+            Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
+        );
+        for bad in ["net/../kernel/panic", "kernel.panic", "net/\0", "/net/x"] {
+            assert!(network_sysctl_path(bad).is_none(), "{bad:?}");
+        }
+    }
+}

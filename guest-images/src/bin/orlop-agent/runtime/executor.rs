@@ -1,0 +1,171 @@
+//! Finds and executes the user's program, at the very end of making a process, within the container.
+
+use std::ffi::CString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access, execv};
+use oci_spec::runtime::Spec;
+
+use super::report::Report;
+
+/// Where programs are looked for when the process has no PATH.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Executes what the spec says, and reports why it cannot.
+#[derive(Clone)]
+pub struct UserProgram {
+    report: Report,
+}
+
+impl UserProgram {
+    /// Failures go to `report`.
+    pub fn new(report: Report) -> Self {
+        Self { report }
+    }
+}
+
+impl Executor for UserProgram {
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        find(spec).map(drop).map_err(|why| {
+            self.report.fatal(&why);
+            ExecutorValidationError::ArgValidationError(why)
+        })
+    }
+
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let why = execute(spec);
+        self.report.fatal(&why);
+        Err(ExecutorError::Other(why))
+    }
+}
+
+/// Returns only with a reason why it failed.
+fn execute(spec: &Spec) -> String {
+    let (program, arguments) = match find(spec) {
+        Ok(found) => found,
+        Err(why) => return why,
+    };
+    // SAFETY: it sets how this process takes a signal, and there is one thread. Rust's start-up code has it ignored, and the
+    // user's program would inherit that.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    let name = arguments.first().cloned().unwrap_or_default();
+    let c_strings = |texts: &[String]| -> Result<Vec<CString>, _> {
+        texts
+            .iter()
+            .map(|text| CString::new(text.as_str()))
+            .collect()
+    };
+    let path = CString::new(program.as_os_str().as_encoded_bytes());
+    let (Ok(path), Ok(arguments)) = (path, c_strings(&arguments)) else {
+        return format!("exec: {name:?}: an argument has a zero byte in it");
+    };
+    match execv(&path, &arguments) {
+        Ok(never) => match never {},
+        Err(errno) => format!("exec: {name:?}: {}", errno.desc().to_lowercase()),
+    }
+}
+
+/// The program's path, and the arguments.
+fn find(spec: &Spec) -> Result<(PathBuf, Vec<String>), String> {
+    let process = spec.process().as_ref().ok_or("the spec has no process")?;
+    let arguments = process.args().clone().unwrap_or_default();
+    let name = arguments
+        .first()
+        .filter(|name| !name.is_empty())
+        .ok_or("exec: the process has no arguments")?;
+    let path = process
+        .env()
+        .iter()
+        .flatten()
+        .find_map(|variable| variable.strip_prefix("PATH="))
+        .unwrap_or(DEFAULT_PATH);
+    let program = look_up(name, path)?;
+    Ok((program, arguments))
+}
+
+/// As execvp(3) finds it, but with the words that users of runc know.
+fn look_up(name: &str, path: &str) -> Result<PathBuf, String> {
+    if name.contains('/') {
+        return check(Path::new(name))
+            .map(|()| PathBuf::from(name))
+            .map_err(|errno| match errno {
+                Errno::ENOENT => {
+                    format!("exec: {name:?}: stat {name}: no such file or directory")
+                }
+                other => format!("exec: {name:?}: {}", other.desc().to_lowercase()),
+            });
+    }
+    let mut denied = false;
+    for directory in path.split(':') {
+        // An empty element is the working directory.
+        let candidate = Path::new(if directory.is_empty() { "." } else { directory }).join(name);
+        match check(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(Errno::EACCES) => denied = true,
+            Err(_) => {}
+        }
+    }
+    Err(if denied {
+        format!("exec: {name:?}: permission denied")
+    } else {
+        format!("exec: {name:?}: executable file not found in $PATH")
+    })
+}
+
+fn check(program: &Path) -> Result<(), Errno> {
+    let errno = |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    let meta = fs::metadata(program).map_err(errno)?;
+    if !meta.is_file() {
+        // A directory is not executed; the kernel says EACCES, too.
+        return Err(if meta.is_dir() {
+            Errno::EISDIR
+        } else {
+            Errno::EACCES
+        });
+    }
+    access(program, AccessFlags::X_OK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn finds_programs_as_a_shell_does() {
+        assert_eq!(
+            look_up("sh", "/nowhere::/bin").unwrap(),
+            Path::new("/bin/sh")
+        );
+        assert_eq!(look_up("/bin/sh", "").unwrap(), Path::new("/bin/sh"));
+    }
+
+    #[test]
+    fn says_what_is_wrong_in_known_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        fs::write(&data, "x").unwrap();
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o644)).unwrap();
+        let path = dir.path().to_str().unwrap();
+        assert_eq!(
+            look_up("nope", path).unwrap_err(),
+            "exec: \"nope\": executable file not found in $PATH"
+        );
+        assert_eq!(
+            look_up("/nope/x", path).unwrap_err(),
+            "exec: \"/nope/x\": stat /nope/x: no such file or directory"
+        );
+        assert_eq!(
+            look_up("data", path).unwrap_err(),
+            "exec: \"data\": permission denied"
+        );
+        assert!(
+            look_up("/bin", path)
+                .unwrap_err()
+                .contains("is a directory")
+        );
+    }
+}

@@ -1,0 +1,127 @@
+//! Puts the service together: the reaper, the containers, the two ports, and the end.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use orlop_proto::agent::v1::Phase;
+use orlop_proto::agent::v1::agent_server::AgentServer;
+use orlop_proto::agent::{CONTROL_PORT, SHARE_MOUNT, STREAM_PORT};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
+use tonic::transport::Server;
+
+use crate::console;
+use crate::container::{Containers, Places};
+use crate::init::phase;
+use crate::listen::Listener;
+use crate::reaper::Reaper;
+use crate::service::AgentService;
+use crate::stdio::hello;
+
+/// How long the answer to Shutdown may take to leave.
+const FAREWELL: Duration = Duration::from_millis(20);
+
+/// How long the host may take to accept the signal of readiness, before the agent goes on without.
+const READY_PATIENCE: Duration = Duration::from_secs(10);
+
+struct Ports {
+    control: Listener,
+    streams: Listener,
+}
+
+/// Serves in a guest, over vsock, until it is to end. `phases` is what has passed so far.
+///
+/// # Errors
+/// When the guest has no vsock, or the service cannot run.
+pub fn in_guest(mut phases: Vec<Phase>) -> anyhow::Result<()> {
+    run(async move {
+        let listen = |port| {
+            Listener::vsock(port)
+                .with_context(|| format!("cannot listen on vsock port {port} (is there a device?)"))
+        };
+        let ports = Ports {
+            control: listen(CONTROL_PORT)?,
+            streams: listen(STREAM_PORT)?,
+        };
+        let places = Places::below(Path::new("/run/orlop"), SHARE_MOUNT.into());
+        phases.push(phase("serving"));
+        tokio::spawn(tell_host());
+        serve(ports, places, phases).await
+    })
+}
+
+/// Serves on unix sockets in `directory`: `control.sock`, `streams.sock`, and `share` for the bundles.
+///
+/// # Errors
+/// When the service cannot run.
+pub fn on_unix(directory: &Path) -> anyhow::Result<()> {
+    console::log_to_stderr();
+    nix::sys::prctl::set_child_subreaper(true).context("cannot become a subreaper")?;
+    run(async move {
+        let listen = |name| {
+            let path = directory.join(name);
+            Listener::unix(&path).with_context(|| format!("cannot listen on {}", path.display()))
+        };
+        let ports = Ports {
+            control: listen("control.sock")?,
+            streams: listen("streams.sock")?,
+        };
+        let places = Places::below(directory, directory.join("share"));
+        serve(ports, places, vec![phase("serving")]).await
+    })
+}
+
+/// One thread is enough for a service that moves bytes and waits.
+fn run(main: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(main)
+}
+
+async fn serve(ports: Ports, places: Places, phases: Vec<Phase>) -> anyhow::Result<()> {
+    let reaper = Reaper::start().context("cannot wait for processes")?;
+    let containers =
+        Arc::new(Containers::new(reaper, places).context("cannot make the state directory")?);
+    let shutdown = Arc::new(Notify::new());
+    let service = AgentService::new(containers.clone(), phases, shutdown.clone());
+
+    let (control_sender, control) = mpsc::channel(1);
+    let (streams_sender, streams) = mpsc::channel(1);
+    tokio::spawn(ports.control.accept_into(control_sender));
+    tokio::spawn(ports.streams.accept_into(streams_sender));
+    tokio::spawn(hello::serve(streams, containers.clone()));
+    let server = Server::builder()
+        .add_service(AgentServer::new(service))
+        .serve_with_incoming(ReceiverStream::new(control).map(Ok::<_, io::Error>));
+
+    let mut terminate = signal(SignalKind::terminate()).context("cannot take signals")?;
+    // Ctrl-Alt-Del, once the kernel is told to leave it to us.
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot take signals")?;
+    tokio::select! {
+        result = server => result.context("the service ended")?,
+        () = shutdown.notified() => tokio::time::sleep(FAREWELL).await,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    containers.kill_all().await;
+    Ok(())
+}
+
+/// Connects once to the host, which learns by it that the guest is ready.
+async fn tell_host() {
+    let ready = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, CONTROL_PORT));
+    match tokio::time::timeout(READY_PATIENCE, ready).await {
+        Ok(Ok(_)) => {}
+        // A host that does not listen asks by Info when it wants to know.
+        Ok(Err(error)) => log::info!("the host does not listen for readiness: {error}"),
+        Err(_) => log::info!("the host did not take the signal of readiness"),
+    }
+}

@@ -1,0 +1,161 @@
+//! `orlop.agent.v1` as gRPC: checks the ids and hands each call on.
+//!
+//! A call that changes something runs as a task of its own, so that it is finished even when its caller goes away in the middle.
+
+use std::sync::Arc;
+
+use orlop_proto::agent::v1::agent_server::Agent;
+use orlop_proto::agent::v1::{
+    CreateRequest, CreateResponse, DeleteRequest, DeleteResponse, ExecRequest, ExecResponse,
+    InfoRequest, InfoResponse, PauseRequest, PauseResponse, Phase, PidsRequest, PidsResponse,
+    ResizeRequest, ResizeResponse, ResumeRequest, ResumeResponse, ShutdownRequest,
+    ShutdownResponse, SignalRequest, SignalResponse, StartRequest, StartResponse, StateRequest,
+    StateResponse, StatsRequest, StatsResponse, WaitRequest, WaitResponse,
+};
+use tokio::sync::Notify;
+use tonic::{Request, Response, Status};
+
+use crate::container::{Containers, Creation};
+use crate::error::Result;
+use crate::ids::{Id, ProcessId};
+
+type Answer<T> = std::result::Result<Response<T>, Status>;
+
+/// The service.
+pub struct AgentService {
+    containers: Arc<Containers>,
+    phases: Vec<Phase>,
+    shutdown: Arc<Notify>,
+}
+
+impl AgentService {
+    /// Serves `containers`. `phases` is how the guest came up; `shutdown` is told when it is to end.
+    pub fn new(containers: Arc<Containers>, phases: Vec<Phase>, shutdown: Arc<Notify>) -> Self {
+        Self {
+            containers,
+            phases,
+            shutdown,
+        }
+    }
+}
+
+/// Runs `work` to its end, whoever still waits for it.
+async fn finish<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> std::result::Result<T, Status> {
+    match tokio::spawn(work).await {
+        Ok(result) => result.map_err(Status::from),
+        Err(error) => Err(Status::internal(format!("the agent failed: {error}"))),
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for AgentService {
+    async fn info(&self, _: Request<InfoRequest>) -> Answer<InfoResponse> {
+        let kernel_release = nix::sys::utsname::uname()
+            .map(|name| name.release().to_string_lossy().into_owned())
+            .unwrap_or_default();
+        Ok(Response::new(InfoResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel_release,
+            phases: self.phases.clone(),
+        }))
+    }
+
+    async fn create(&self, request: Request<CreateRequest>) -> Answer<CreateResponse> {
+        let request = request.into_inner();
+        let creation = Creation {
+            id: Id::parse(&request.container)?,
+            bundle: request.bundle,
+            spec: request.spec,
+            stdio: request.stdio.unwrap_or_default(),
+        };
+        let containers = self.containers.clone();
+        let pid = finish(async move { containers.create(creation).await }).await?;
+        Ok(Response::new(CreateResponse { pid }))
+    }
+
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        let request = request.into_inner();
+        let container = Id::parse(&request.container)?;
+        let exec = Id::parse(&request.exec)?;
+        let stdio = request.stdio.unwrap_or_default();
+        self.containers
+            .exec(&container, exec, &request.process, stdio)?;
+        Ok(Response::new(ExecResponse {}))
+    }
+
+    async fn start(&self, request: Request<StartRequest>) -> Answer<StartResponse> {
+        let request = request.into_inner();
+        let id = ProcessId::parse(&request.container, &request.exec)?;
+        let containers = self.containers.clone();
+        let pid = finish(async move { containers.start(&id).await }).await?;
+        Ok(Response::new(StartResponse { pid }))
+    }
+
+    async fn signal(&self, request: Request<SignalRequest>) -> Answer<SignalResponse> {
+        let request = request.into_inner();
+        let id = ProcessId::parse(&request.container, &request.exec)?;
+        self.containers.signal(&id, request.signal, request.all)?;
+        Ok(Response::new(SignalResponse {}))
+    }
+
+    async fn wait(&self, request: Request<WaitRequest>) -> Answer<WaitResponse> {
+        let request = request.into_inner();
+        let id = ProcessId::parse(&request.container, &request.exec)?;
+        Ok(Response::new(self.containers.wait(&id).await?))
+    }
+
+    async fn state(&self, request: Request<StateRequest>) -> Answer<StateResponse> {
+        let request = request.into_inner();
+        let id = ProcessId::parse(&request.container, &request.exec)?;
+        Ok(Response::new(self.containers.state(&id)?))
+    }
+
+    async fn pids(&self, request: Request<PidsRequest>) -> Answer<PidsResponse> {
+        let container = Id::parse(&request.into_inner().container)?;
+        let pids = self.containers.pids(&container)?;
+        Ok(Response::new(PidsResponse { pids }))
+    }
+
+    async fn resize(&self, request: Request<ResizeRequest>) -> Answer<ResizeResponse> {
+        let request = request.into_inner();
+        let id = ProcessId::parse(&request.container, &request.exec)?;
+        let process = self.containers.process(&id)?;
+        process.resize(request.width, request.height)?;
+        Ok(Response::new(ResizeResponse {}))
+    }
+
+    async fn pause(&self, request: Request<PauseRequest>) -> Answer<PauseResponse> {
+        let container = Id::parse(&request.into_inner().container)?;
+        let containers = self.containers.clone();
+        finish(async move { containers.freeze(&container, true).await }).await?;
+        Ok(Response::new(PauseResponse {}))
+    }
+
+    async fn resume(&self, request: Request<ResumeRequest>) -> Answer<ResumeResponse> {
+        let container = Id::parse(&request.into_inner().container)?;
+        let containers = self.containers.clone();
+        finish(async move { containers.freeze(&container, false).await }).await?;
+        Ok(Response::new(ResumeResponse {}))
+    }
+
+    async fn stats(&self, request: Request<StatsRequest>) -> Answer<StatsResponse> {
+        let container = Id::parse(&request.into_inner().container)?;
+        Ok(Response::new(self.containers.stats(&container)?))
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Answer<DeleteResponse> {
+        let request = request.into_inner();
+        let id = ProcessId::parse(&request.container, &request.exec)?;
+        let containers = self.containers.clone();
+        finish(async move { containers.delete(&id).await }).await?;
+        Ok(Response::new(DeleteResponse {}))
+    }
+
+    async fn shutdown(&self, _: Request<ShutdownRequest>) -> Answer<ShutdownResponse> {
+        log::info!("the host shuts the guest down");
+        self.shutdown.notify_one();
+        Ok(Response::new(ShutdownResponse {}))
+    }
+}
