@@ -284,4 +284,6 @@ impl Bits {
 #[cfg(test)]
 mod chain_tests;
 #[cfg(test)]
+mod random_tests;
+#[cfg(test)]
 mod tests;

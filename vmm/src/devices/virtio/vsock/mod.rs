@@ -12,6 +12,8 @@ mod greeting;
 #[cfg(test)]
 mod hostile_tests;
 mod packet;
+#[cfg(test)]
+mod random_tests;
 mod service;
 mod table;
 #[cfg(test)]
