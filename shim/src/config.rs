@@ -1,0 +1,191 @@
+//! The shim's configuration: a small TOML file, every key of which has a default.
+//!
+//! The file is the one that the environment variable `ORLOP_CONFIG` names, else `/etc/orlop/config.toml` where that exists.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// The variable that names another file.
+pub const CONFIG_VARIABLE: &str = "ORLOP_CONFIG";
+const CONFIG_FILE: &str = "/etc/orlop/config.toml";
+
+/// What a pod's VM is made of, and where its state is kept.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The VMM's binary. Default: `orlop` beside this program, else in PATH.
+    pub vmm: PathBuf,
+    /// The guest's kernel.
+    pub kernel: PathBuf,
+    /// The guest's initramfs, which holds the agent.
+    pub initramfs: PathBuf,
+    /// The virtio-fs daemon. Default: `/usr/libexec/virtiofsd`, else `virtiofsd` in PATH.
+    pub virtiofsd: PathBuf,
+    /// The directory of the pods' state.
+    pub state: PathBuf,
+    /// Virtual CPUs of a VM.
+    pub vcpus: u32,
+    /// Memory of a VM, as `orlop run --memory` takes it.
+    pub memory: String,
+    /// Seconds until a VM whose agent is not ready is given up.
+    pub boot_timeout: u64,
+    /// Appended to the guest's kernel command line.
+    pub cmdline_extra: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            vmm: PathBuf::from("orlop"),
+            kernel: PathBuf::from("/usr/share/orlop/vmlinux"),
+            initramfs: PathBuf::from("/usr/share/orlop/initramfs.cpio"),
+            virtiofsd: PathBuf::from("virtiofsd"),
+            state: PathBuf::from("/run/orlop"),
+            vcpus: 1,
+            memory: "256M".to_owned(),
+            boot_timeout: 30,
+            cmdline_extra: String::new(),
+        }
+    }
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("the configuration {} is wrong: {message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, in one line.
+        message: String,
+    },
+    /// A value is out of its range.
+    #[error("the configuration's {key} is {value}; it must be {must}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What it was given.
+        value: String,
+        /// What it may be.
+        must: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads the configuration of this machine.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds what it must not.
+    pub fn load() -> Result<Self, ConfigError> {
+        let named = std::env::var_os(CONFIG_VARIABLE).filter(|name| !name.is_empty());
+        let path = named.as_ref().map_or(Path::new(CONFIG_FILE), Path::new);
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                String::new()
+            }
+            Err(source) => {
+                return Err(ConfigError::Read {
+                    path: path.into(),
+                    source,
+                });
+            }
+        };
+        Self::parse(&text, path)?.resolve()
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: path.into(),
+            message: crate::codes::one_line(error.message()),
+        })
+    }
+
+    fn resolve(mut self) -> Result<Self, ConfigError> {
+        let beside = std::env::current_exe()
+            .ok()
+            .and_then(|shim| Some(shim.parent()?.join("orlop")))
+            .filter(|vmm| vmm.exists());
+        if self.vmm == Path::new("orlop") {
+            self.vmm = beside.unwrap_or(self.vmm);
+        }
+        let packaged = Path::new("/usr/libexec/virtiofsd");
+        if self.virtiofsd == Path::new("virtiofsd") && packaged.exists() {
+            self.virtiofsd = packaged.into();
+        }
+        let wrong = |key, value: &dyn std::fmt::Display, must| {
+            Err(ConfigError::Value {
+                key,
+                value: value.to_string(),
+                must,
+            })
+        };
+        if !self.state.is_absolute() {
+            return wrong("state", &self.state.display(), "an absolute path");
+        }
+        if !(1..=254).contains(&self.vcpus) {
+            return wrong("vcpus", &self.vcpus, "1 to 254");
+        }
+        if !(1..=3600).contains(&self.boot_timeout) {
+            return wrong("boot_timeout", &self.boot_timeout, "1 to 3600 seconds");
+        }
+        Ok(self)
+    }
+
+    /// How long a VM may take until its agent is ready.
+    pub fn boot_timeout(&self) -> Duration {
+        Duration::from_secs(self.boot_timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_said_is_the_defaults() {
+        let config = Config::parse("", Path::new("x")).unwrap();
+        assert_eq!(config, Config::default());
+        assert_eq!(config.boot_timeout(), Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_misspelt_key_is_an_error_that_names_it() {
+        let error = Config::parse("kernal = \"/k\"", Path::new("/etc/x.toml")).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("/etc/x.toml") && text.contains("kernal"),
+            "{text}"
+        );
+        assert!(!text.contains('\n'), "{text}");
+    }
+
+    #[test]
+    fn values_are_checked() {
+        let parse = |text| Config::parse(text, Path::new("x")).unwrap().resolve();
+        assert!(
+            parse("vcpus = 0")
+                .unwrap_err()
+                .to_string()
+                .contains("vcpus is 0")
+        );
+        assert!(parse("state = \"run\"").is_err());
+        assert!(parse("boot_timeout = 0").is_err());
+        let config = parse("vmm = \"/opt/orlop\"\nmemory = \"1G\"").unwrap();
+        assert_eq!(
+            (config.vmm.to_str(), config.memory.as_str()),
+            (Some("/opt/orlop"), "1G")
+        );
+    }
+}

@@ -1,0 +1,152 @@
+//! Standard input and output: FIFOs of containerd on this side, streams over vsock on the guest's.
+//!
+//! containerd names a FIFO for each stream (or nothing). A FIFO must never hold the shim up, neither at open nor later, so
+//! all are opened non-blocking ([`fifo`]) and copied by tasks that wait for readiness ([`pump`]). Each process has
+//! one [`Streams`], which knows when its output has been taken to the last byte.
+
+mod fifo;
+mod handshake;
+mod pump;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use orlop_proto::agent::v1::{Stdio as Wanted, Stream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub use fifo::IoError;
+use pump::Progress;
+
+/// Where a process's streams go, as containerd names it: paths, or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StdioPaths {
+    /// Where input comes from.
+    pub stdin: String,
+    /// Where output goes.
+    pub stdout: String,
+    /// Where errors go; unused with a terminal.
+    pub stderr: String,
+    /// Whether the process has a terminal.
+    pub terminal: bool,
+}
+
+impl StdioPaths {
+    /// Which streams the agent must offer.
+    pub fn wanted(&self) -> Wanted {
+        Wanted {
+            stdin: !self.stdin.is_empty(),
+            stdout: !self.stdout.is_empty(),
+            stderr: !self.stderr.is_empty() && !self.terminal,
+        }
+    }
+}
+
+/// The streams of one process.
+#[derive(Debug)]
+pub struct Streams {
+    stdin: Option<JoinHandle<()>>,
+    outputs: Mutex<Vec<JoinHandle<()>>>,
+    close_stdin: watch::Sender<bool>,
+    discard: watch::Sender<bool>,
+    progress: Arc<Progress>,
+}
+
+impl Streams {
+    /// Opens what `paths` names, and the streams of the process (`container`, `exec`) behind `vsock`, and begins to copy.
+    ///
+    /// # Errors
+    /// When a path cannot be opened, or the guest does not offer the stream.
+    pub async fn open(
+        vsock: &Path,
+        container: &str,
+        exec: &str,
+        paths: &StdioPaths,
+    ) -> Result<Self, IoError> {
+        let wanted = paths.wanted();
+        let mut streams = Self {
+            stdin: None,
+            outputs: Mutex::default(),
+            close_stdin: watch::Sender::new(false),
+            discard: watch::Sender::new(false),
+            progress: Arc::default(),
+        };
+        let outputs = [
+            (wanted.stdout, Stream::Stdout, &paths.stdout),
+            (wanted.stderr, Stream::Stderr, &paths.stderr),
+        ];
+        for (_, kind, path) in outputs.into_iter().filter(|(wanted, ..)| *wanted) {
+            let sink = fifo::open_sink(path).await?;
+            let stream = handshake::open(vsock, container, exec, kind).await?;
+            let first = format!("{container} {exec}").trim_end().to_owned();
+            let pump = pump::copy_out(
+                stream,
+                sink,
+                streams.discard.subscribe(),
+                streams.progress.clone(),
+                first,
+            );
+            streams
+                .outputs
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(tokio::spawn(pump));
+        }
+        if wanted.stdin {
+            let source = fifo::open_source(&paths.stdin, paths.terminal)?;
+            let stream = handshake::open(vsock, container, exec, Stream::Stdin).await?;
+            let pump = pump::copy_in(source, stream, streams.close_stdin.subscribe());
+            streams.stdin = Some(tokio::spawn(pump));
+        }
+        Ok(streams)
+    }
+
+    /// Ends standard input, behind what is in the FIFO.
+    pub fn close_stdin(&self) {
+        self.close_stdin.send_replace(true);
+    }
+
+    /// How many times output has been taken by its reader, if some is waiting to be taken now.
+    pub fn stalled_at(&self) -> Option<u64> {
+        self.progress.stalled_at()
+    }
+
+    /// From now on drops what nobody reads.
+    pub fn discard(&self) {
+        self.discard.send_replace(true);
+    }
+
+    /// Waits until the output has been taken to the end, at most `limit`; then ends all copying.
+    pub async fn finish(&self, limit: Duration) {
+        let outputs =
+            std::mem::take(&mut *self.outputs.lock().unwrap_or_else(PoisonError::into_inner));
+        let deadline = tokio::time::Instant::now() + limit;
+        for mut output in outputs {
+            if tokio::time::timeout_at(deadline, &mut output)
+                .await
+                .is_err()
+            {
+                log::warn!("output that nobody took within {limit:?} is dropped");
+                output.abort();
+            }
+        }
+        if let Some(stdin) = &self.stdin {
+            stdin.abort();
+        }
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        let outputs = std::mem::take(
+            self.outputs
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        for task in outputs.iter().chain(&self.stdin) {
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! Booting a pod's VM: virtiofsd, the VMM, and the wait until the agent in the guest is ready.
+//!
+//! Both programs could fail at any point, and the guest could hang; so the wait ends with whichever comes first of the
+//! agent's call, the end of either program, and the time limit. The sockets that the programs meet at are made here,
+//! listening, before the programs start: nobody polls for one.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use orlop_proto::agent::v1::agent_client::AgentClient;
+use orlop_proto::agent::{CONTROL_PORT, SHARE_TAG};
+use orlop_proto::connect;
+
+use super::Pod;
+use super::output::Output;
+use super::vm::{Programs, Vm};
+use crate::logging::phase;
+use crate::process::spawn::{INHERITED_FD, Running};
+
+/// What every guest's kernel is told; DESIGN of the boot: nothing is probed that a VM does not have.
+const CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux \
+    i8042.dumbkbd swiotlb=noforce cryptomgr.notests tsc=reliable random.trust_cpu=1";
+
+/// How long an agent that has said that it is ready may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a VM did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A program cannot be started.
+    #[error("cannot start {what} {}: {source}; set `{key}` in the configuration of Orlop", path.display())]
+    Spawn {
+        /// Which.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// The configuration's key for it.
+        key: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The VMM ended.
+    #[error("the VM did not start: {0}")]
+    Vmm(String),
+    /// The virtio-fs daemon ended.
+    #[error("virtiofsd ended before the guest was ready: {0}")]
+    Virtiofsd(String),
+    /// The agent did not get ready in time.
+    #[error("the guest was not ready after {0:?} (`boot_timeout`){1}")]
+    Timeout(Duration, String),
+    /// The agent cannot be reached.
+    #[error("the guest's agent does not answer: {0}")]
+    Agent(String),
+    /// A socket or file of the pod cannot be made.
+    #[error("cannot prepare {}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// Boots the VM of `pod`, whose share is prepared.
+///
+/// # Errors
+/// When it does not come up; then nothing of it is left running.
+pub(super) async fn boot(pod: &Pod) -> Result<Vm, BootError> {
+    let vsock = pod.directory.vsock();
+    let mut ready_path = vsock.clone().into_os_string();
+    ready_path.push(format!("_{CONTROL_PORT}"));
+    let ready_path = PathBuf::from(ready_path);
+    let ready = listen(&ready_path)?;
+
+    let booted = try_boot(pod, ready).await;
+    // One connection is all that is listened for: later ones of the guest find nobody.
+    let _ = std::fs::remove_file(&ready_path);
+    let mut programs = booted?;
+    match connect_agent(&vsock).await {
+        Ok(agent) => Ok(Vm::new(programs, agent, vsock)),
+        Err(error) => {
+            programs.kill().await;
+            Err(error)
+        }
+    }
+}
+
+async fn try_boot(pod: &Pod, ready: UnixListener) -> Result<Programs, BootError> {
+    let fs_path = pod.directory.file("fs.sock");
+    let (virtiofsd, fs_output) = start_virtiofsd(pod, listen(&fs_path)?).await?;
+    save(pod, None, &virtiofsd)?;
+    phase("virtiofsd-started", &pod.id);
+
+    let (vmm, vmm_output, console) = start_vmm(pod, &fs_path).await?;
+    save(pod, Some(&vmm), &virtiofsd)?;
+    phase("vmm-started", &pod.id);
+
+    let mut programs = Programs {
+        vmm,
+        virtiofsd,
+        vmm_output,
+        console,
+        fs_output,
+    };
+    let failure = tokio::select! {
+        biased;
+        accepted = accept(ready) => match accepted {
+            Ok(()) => {
+                phase("agent-ready", &pod.id);
+                return Ok(programs);
+            }
+            Err(source) => BootError::File { path: pod.directory.vsock(), source },
+        },
+        status = programs.vmm.wait() => BootError::Vmm(programs.why_vmm_ended(status).await),
+        status = programs.virtiofsd.wait() => {
+            programs.fs_output.finish().await;
+            let line = programs.fs_output.last_line();
+            BootError::Virtiofsd(line.unwrap_or_else(|| describe(status)))
+        }
+        () = tokio::time::sleep(pod.config.boot_timeout()) => {
+            let console = programs.console.last_line();
+            let console = console.map(|line| format!("; last on its console: {line}"));
+            BootError::Timeout(pod.config.boot_timeout(), console.unwrap_or_default())
+        }
+    };
+    programs.kill().await;
+    // virtiofsd's end makes the VMM fail and the other way round: the VMM's own words tell more.
+    Err(failure)
+}
+
+fn save(pod: &Pod, vmm: Option<&Running>, virtiofsd: &Running) -> Result<(), BootError> {
+    let state = pod.state(vmm.map(Running::identity), Some(virtiofsd.identity()));
+    pod.directory
+        .save(&state)
+        .map_err(|source| BootError::File {
+            path: pod.directory.file("state.json"),
+            source,
+        })
+}
+
+async fn accept(listener: UnixListener) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    tokio::net::UnixListener::from_std(listener)?
+        .accept()
+        .await?;
+    Ok(())
+}
+
+/// A socket that listens at `path`, in place of one that an earlier VM may have left there.
+fn listen(path: &Path) -> Result<UnixListener, BootError> {
+    let make = || {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        UnixListener::bind(path)
+    };
+    make().map_err(|source| BootError::File {
+        path: path.into(),
+        source,
+    })
+}
+
+async fn start_virtiofsd(
+    pod: &Pod,
+    listener: UnixListener,
+) -> Result<(Running, Output), BootError> {
+    let program = &pod.config.virtiofsd;
+    let mut command = Command::new(program);
+    command
+        .arg(format!("--fd={INHERITED_FD}"))
+        .arg("--shared-dir")
+        .arg(pod.share().served())
+        // A mount namespace and root of its own; what is mounted into the share later spreads to it.
+        .arg("--sandbox=namespace")
+        // Snapshots are mostly overlayfs, of which there are no file handles.
+        .arg("--inode-file-handles=never")
+        .arg("--cache=auto")
+        // A container's file capabilities are extended attributes.
+        .arg("--xattr")
+        .arg("--log-level=warn")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let started = pod
+        .spawner
+        .spawn(command, Some(OwnedFd::from(listener)))
+        .await;
+    let mut running = started.map_err(|source| BootError::Spawn {
+        what: "the virtio-fs daemon",
+        path: program.clone(),
+        key: "virtiofsd",
+        source,
+    })?;
+    let (_, stderr) = running.take_output();
+    let output = copy(stderr, pod.directory.file("virtiofsd.log"))?;
+    Ok((running, output))
+}
+
+async fn start_vmm(pod: &Pod, fs_socket: &Path) -> Result<(Running, Output, Output), BootError> {
+    let config = &pod.config;
+    let mut cmdline = CMDLINE.to_owned();
+    if !config.cmdline_extra.is_empty() {
+        cmdline = format!("{cmdline} {}", config.cmdline_extra);
+    }
+    let with = |prefix: &str, path: &Path| {
+        let mut argument = std::ffi::OsString::from(prefix);
+        argument.push(path);
+        argument
+    };
+    let mut command = Command::new(&config.vmm);
+    command
+        .arg("run")
+        .args(["--name", &pod.id])
+        .arg("--kernel")
+        .arg(&config.kernel)
+        .arg("--initramfs")
+        .arg(&config.initramfs)
+        .args(["--cmdline", &cmdline])
+        .args(["--cpus", &config.vcpus.to_string()])
+        .args(["--memory", &config.memory])
+        // Through a pipe, not to a file: a guest may print without end.
+        .args(["--console", "stdio"])
+        .arg("--api-socket")
+        .arg(pod.directory.file("vmm.sock"))
+        .arg("--vsock")
+        .arg(with("socket=", &pod.directory.vsock()))
+        .arg("--fs")
+        .arg(with(&format!("tag={SHARE_TAG},socket="), fs_socket))
+        .current_dir(pod.directory.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let started = pod.spawner.spawn(command, None).await;
+    let mut running = started.map_err(|source| BootError::Spawn {
+        what: "the VMM",
+        path: config.vmm.clone(),
+        key: "vmm",
+        source,
+    })?;
+    let (stdout, stderr) = running.take_output();
+    let output = copy(stderr, pod.directory.file("vmm.log"))?;
+    let console = copy(stdout, pod.directory.file("console.log"))?;
+    Ok((running, output, console))
+}
+
+fn copy(pipe: Option<OwnedFd>, path: PathBuf) -> Result<Output, BootError> {
+    pipe.ok_or_else(|| io::Error::other("no pipe"))
+        .and_then(|pipe| Output::copy(pipe, &path))
+        .map_err(|source| BootError::File { path, source })
+}
+
+async fn connect_agent(vsock: &Path) -> Result<AgentClient<tonic::transport::Channel>, BootError> {
+    let connecting = connect::vsock(vsock, CONTROL_PORT);
+    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok(channel)) => Ok(AgentClient::new(channel)),
+        Ok(Err(error)) => Err(BootError::Agent(crate::codes::one_line(&chain(&error)))),
+        Err(_) => Err(BootError::Agent(format!(
+            "no connection within {CONNECT_TIMEOUT:?}"
+        ))),
+    }
+}
+
+/// An error with its causes: tonic's says only "transport error" by itself.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// How a program ended, for people.
+pub(super) fn describe(status: io::Result<ExitStatus>) -> String {
+    match status {
+        Ok(status) => status.to_string(),
+        Err(error) => format!("its exit status is unknown: {error}"),
+    }
+}

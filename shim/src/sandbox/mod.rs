@@ -1,0 +1,194 @@
+//! A pod on this machine: its state directory, the share that its guest sees, and its VM.
+//!
+//! The VM boots when the first container that runs in it is created, not before: a pod that never gets a container
+//! costs nothing but the shim. [`Pod`] is the one owner of that decision; whether there is a VM is a [`Slot`]:
+//!
+//! ```text
+//!             boot                    the last container of a lone pod is deleted,
+//!   Empty ───────────► Running ─────► or the sandbox is killed ─────► Closed
+//!     ▲                 │   │
+//!     └─────────────────┘   └────────► Ended (the VMM died, the guest powered off)
+//!      the first container failed
+//! ```
+
+mod boot;
+mod output;
+pub mod share;
+pub mod state;
+mod vm;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::address::ShimSocket;
+use crate::config::Config;
+use crate::process::identity::ProcessIdentity;
+use crate::process::spawn::Spawner;
+use crate::spec::PodSpec;
+
+pub use boot::BootError;
+pub use share::{Share, ShareError};
+pub use state::{PodState, StateDir};
+pub use vm::Vm;
+
+/// A pod.
+pub struct Pod {
+    /// Its id: the sandbox's, or the lone container's.
+    pub id: String,
+    /// Its directory.
+    pub directory: StateDir,
+    config: Config,
+    spawner: Spawner,
+    socket: ShimSocket,
+    slot: tokio::sync::Mutex<Slot>,
+    spec: Mutex<PodSpec>,
+}
+
+enum Slot {
+    Empty,
+    Running(Arc<Vm>),
+    Ended(String),
+    Closed,
+}
+
+/// Why a pod has no VM to offer.
+#[derive(Debug, thiserror::Error)]
+pub enum PodError {
+    /// It did not come up.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The share cannot be set up.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// It has ended.
+    #[error("the pod's VM has ended: {0}")]
+    Ended(String),
+    /// The pod is being taken down.
+    #[error("the pod has been stopped")]
+    Closed,
+}
+
+/// A pod's VM, for a caller that needs one.
+pub struct Lease {
+    /// The VM.
+    pub vm: Arc<Vm>,
+    /// Whether it was booted for this caller.
+    pub booted: bool,
+}
+
+impl Pod {
+    /// A pod without a VM.
+    pub fn new(
+        id: &str,
+        config: Config,
+        directory: StateDir,
+        socket: ShimSocket,
+        spawner: Spawner,
+    ) -> Self {
+        Self {
+            id: id.to_owned(),
+            directory,
+            config,
+            spawner,
+            socket,
+            slot: tokio::sync::Mutex::new(Slot::Empty),
+            spec: Mutex::default(),
+        }
+    }
+
+    /// The state file's content for a pod whose VM consists of these processes.
+    fn state(&self, vmm: Option<ProcessIdentity>, virtiofsd: Option<ProcessIdentity>) -> PodState {
+        PodState {
+            shim: ProcessIdentity::of(std::process::id()),
+            socket: self.socket.path().into(),
+            vmm,
+            virtiofsd,
+        }
+    }
+
+    /// Makes the directory and writes down who serves the pod.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn begin(&self) -> std::io::Result<()> {
+        self.directory.create()?;
+        self.directory.save(&self.state(None, None))
+    }
+
+    /// What the pod's containers share.
+    pub fn spec(&self) -> PodSpec {
+        self.spec
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Sets what the pod's containers share.
+    pub fn set_spec(&self, spec: PodSpec) {
+        *self.spec.lock().unwrap_or_else(PoisonError::into_inner) = spec;
+    }
+
+    /// The directory that the guest sees.
+    pub fn share(&self) -> Share {
+        Share::of(&self.directory)
+    }
+
+    /// The pod's VM, booted if there is none yet.
+    ///
+    /// # Errors
+    /// When it does not come up, or has been and is no more.
+    pub async fn vm(&self) -> Result<Lease, PodError> {
+        let mut slot = self.slot.lock().await;
+        match &*slot {
+            Slot::Running(vm) => {
+                if let Some(reason) = vm.ended_now() {
+                    *slot = Slot::Ended(reason.clone());
+                    return Err(PodError::Ended(reason));
+                }
+                Ok(Lease {
+                    vm: vm.clone(),
+                    booted: false,
+                })
+            }
+            Slot::Empty => {
+                let share = self.share();
+                tokio::task::spawn_blocking(move || share.prepare())
+                    .await
+                    .unwrap_or(Err(ShareError::Interrupted))?;
+                let vm = Arc::new(boot::boot(self).await?);
+                *slot = Slot::Running(vm.clone());
+                Ok(Lease { vm, booted: true })
+            }
+            Slot::Ended(reason) => Err(PodError::Ended(reason.clone())),
+            Slot::Closed => Err(PodError::Closed),
+        }
+    }
+
+    /// Shuts the VM down if `unused` still says so when no VM can be booted meanwhile; a later caller of [`Pod::vm`] boots anew.
+    pub async fn release(&self, unused: impl FnOnce() -> bool) {
+        let mut slot = self.slot.lock().await;
+        if !unused() {
+            return;
+        }
+        if let Slot::Running(vm) = &*slot {
+            vm.shut_down().await;
+            *slot = Slot::Empty;
+        }
+    }
+
+    /// Shuts the VM down for good, and removes what the pod has on this machine. May be called again.
+    pub async fn close(&self) {
+        let mut slot = self.slot.lock().await;
+        if let Slot::Running(vm) = &*slot {
+            vm.shut_down().await;
+            crate::logging::phase("vm-stopped", &self.id);
+        }
+        if !matches!(*slot, Slot::Closed) {
+            let directory = self.directory.clone();
+            let removed = tokio::task::spawn_blocking(move || directory.remove()).await;
+            if let Ok(Err(error)) = removed {
+                log::error!("cannot remove the pod's state: {error}");
+            }
+        }
+        *slot = Slot::Closed;
+    }
+}

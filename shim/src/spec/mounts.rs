@@ -1,0 +1,130 @@
+//! A spec's mounts: those of the host's files become binds of the share, the others are the guest's to make.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Mount, Spec};
+
+use super::{GUEST_SHM, HostBind, SpecError};
+
+/// File systems that show a kernel. Bound from the host they would show the host's; the guest's own are what is meant.
+const KERNEL_FILE_SYSTEMS: [&str; 3] = ["/proc", "/sys", "/dev"];
+
+/// Rewrites the spec's bind mounts to sources below `guest_mounts`, and answers what must be bound there.
+pub(super) fn adapt(spec: &mut Spec, guest_mounts: &Path) -> Result<Vec<HostBind>, SpecError> {
+    let mut binds = Vec::new();
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for mount in &mut mounts {
+        if !is_bind(mount) {
+            continue;
+        }
+        let destination = mount.destination().clone();
+        let source = mount
+            .source()
+            .clone()
+            .filter(|source| !source.as_os_str().is_empty());
+        let source = source.ok_or_else(|| SpecError::NoSource(destination.clone()))?;
+        if destination == Path::new("/dev/shm") {
+            // The pod's shared memory is shared in the guest's memory, not over a file system of the host.
+            mount.set_source(Some(PathBuf::from(GUEST_SHM)));
+            continue;
+        }
+        if KERNEL_FILE_SYSTEMS
+            .iter()
+            .any(|kernels| source.starts_with(kernels))
+        {
+            continue;
+        }
+        let has = |name: &str| {
+            mount
+                .options()
+                .iter()
+                .flatten()
+                .any(|option| option == name)
+        };
+        let bind = HostBind {
+            source,
+            recursive: !has("bind"),
+            readonly: has("ro") || has("rro"),
+        };
+        mount.set_source(Some(guest_mounts.join(binds.len().to_string())));
+        mount.set_typ(Some("bind".to_owned()));
+        binds.push(bind);
+    }
+    spec.set_mounts(Some(mounts));
+    Ok(binds)
+}
+
+fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || mount
+            .options()
+            .iter()
+            .flatten()
+            .any(|option| option == "bind" || option == "rbind")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn adapted(mounts: serde_json::Value) -> Result<(Vec<Mount>, Vec<HostBind>), SpecError> {
+        let spec = json!({"ociVersion": "1.0.2", "mounts": mounts});
+        let mut spec: Spec = serde_json::from_value(spec).unwrap();
+        let binds = adapt(&mut spec, Path::new("/share/c/mounts"))?;
+        Ok((spec.mounts().clone().unwrap(), binds))
+    }
+
+    #[test]
+    fn binds_go_through_the_share_in_order() {
+        let (mounts, binds) = adapted(json!([
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/etc/hosts", "type": "bind", "source": "/var/lib/hosts", "options": ["rbind", "rprivate", "rw"]},
+            {"destination": "/data", "source": "/srv/data", "options": ["bind", "ro"]},
+        ]))
+        .unwrap();
+        let source = |n: usize| mounts[n].source().clone().unwrap();
+        assert_eq!(source(0), Path::new("proc"));
+        assert_eq!(source(1), Path::new("/share/c/mounts/0"));
+        assert_eq!(source(2), Path::new("/share/c/mounts/1"));
+        assert_eq!(mounts[2].typ().as_deref(), Some("bind"));
+        let bind = |source: &str, recursive, readonly| HostBind {
+            source: source.into(),
+            recursive,
+            readonly,
+        };
+        assert_eq!(
+            binds,
+            [
+                bind("/var/lib/hosts", true, false),
+                bind("/srv/data", false, true)
+            ]
+        );
+    }
+
+    #[test]
+    fn shared_memory_and_kernel_file_systems_are_the_guests() {
+        let (mounts, binds) = adapted(json!([
+            {"destination": "/dev/shm", "type": "bind", "source": "/run/x/shm", "options": ["rbind"]},
+            {"destination": "/host/sys", "type": "bind", "source": "/sys", "options": ["rbind", "ro"]},
+        ]))
+        .unwrap();
+        assert!(binds.is_empty());
+        assert_eq!(
+            mounts[0].source().as_deref(),
+            Some(Path::new("/run/orlop/shm"))
+        );
+        assert_eq!(mounts[1].source().as_deref(), Some(Path::new("/sys")));
+        // A private one, as `ctr run` asks for, is the guest's anyway.
+        let (mounts, _) =
+            adapted(json!([{"destination": "/dev/shm", "type": "tmpfs", "source": "shm"}]))
+                .unwrap();
+        assert_eq!(mounts[0].source().as_deref(), Some(Path::new("shm")));
+    }
+
+    #[test]
+    fn a_bind_of_nothing_is_refused() {
+        let error = adapted(json!([{"destination": "/x", "type": "bind"}])).unwrap_err();
+        assert_eq!(error, SpecError::NoSource("/x".into()));
+    }
+}

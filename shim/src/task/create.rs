@@ -1,0 +1,276 @@
+//! Making a container: its files on this machine, the VM if there is none yet, the container in the guest, its streams.
+//!
+//! Each step has its undoing, and a failure anywhere undoes what was done before: afterwards there is no mount, no
+//! directory, no container in the guest, and no VM that booted for this container alone.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_shim_protos::api::{CreateTaskRequest, CreateTaskResponse, Mount};
+use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
+use containerd_shim_protos::protobuf::MessageField;
+use nix::mount::MsFlags;
+use oci_spec::runtime::Spec;
+use orlop_proto::agent::v1::{CreateRequest, DeleteRequest, SignalRequest, WaitRequest};
+
+use super::Tasks;
+use super::container::Container;
+use super::process::{Exit, KILLED};
+use crate::bundle::{self, Role};
+use crate::codes::{Failure, Outcome};
+use crate::events::Event;
+use crate::io::{StdioPaths, Streams};
+use crate::logging::phase;
+use crate::mounts::MountRequest;
+use crate::sandbox::{PodError, Share, ShareError, Vm};
+use crate::spec::{self, GuestSpec, PodSpec};
+
+/// How long each step of taking a container out of the guest may take.
+const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Tasks {
+    /// Makes a container.
+    ///
+    /// # Errors
+    /// `ALREADY_EXISTS` for an id in use, `INVALID_ARGUMENT` for a spec that no guest can run, otherwise what failed.
+    pub async fn create(
+        self: &Arc<Self>,
+        request: CreateTaskRequest,
+    ) -> Outcome<CreateTaskResponse> {
+        let id = request.id.as_str();
+        phase("create-received", id);
+        if !crate::cli::is_name(id) {
+            return Err(Failure::invalid(format!("{id:?} is not a container's id")));
+        }
+        if !request.checkpoint.is_empty() {
+            return Err(Failure::unimplemented(
+                "restoring a checkpoint is not supported",
+            ));
+        }
+        let bundle = PathBuf::from(&request.bundle);
+        let spec = bundle::spec(&bundle).map_err(|error| Failure::invalid(error.to_string()))?;
+        let role = bundle::role_of(&spec.annotations().clone().unwrap_or_default())
+            .map_err(|error| Failure::invalid(error.to_string()))?;
+        if role.sandbox_id(id) != self.pod.id {
+            let what = format!("container {id} is not of pod {}", self.pod.id);
+            return Err(Failure::invalid(what));
+        }
+        let taken = || Failure::already_exists(format!("container {id} exists"));
+        let in_vm = role != Role::Sandbox;
+        let reservation = self.registry.reserve(id, in_vm).ok_or_else(taken)?;
+        let container = if in_vm {
+            self.create_in_vm(&request, &bundle, &spec).await?
+        } else {
+            self.pod.set_spec(PodSpec::of_sandbox(&spec));
+            Container::sandbox(id, bundle, stdio(&request))
+        };
+        let container = Arc::new(container);
+        reservation.fill(container.clone());
+        phase("created", id);
+        self.events.publish(&created(&request, &container));
+        self.supervise(&container, &container.init);
+        Ok(CreateTaskResponse {
+            pid: container.pid(),
+            ..Default::default()
+        })
+    }
+
+    async fn create_in_vm(
+        self: &Arc<Self>,
+        request: &CreateTaskRequest,
+        bundle: &Path,
+        spec: &Spec,
+    ) -> Outcome<Container> {
+        let id = request.id.as_str();
+        let guest = spec::adapt(spec, id, &self.pod.spec())
+            .map_err(|error| Failure::invalid(error.to_string()))?;
+        self.share_files(id, rootfs(request, bundle, spec)?, &guest)
+            .await?;
+        let made = self.boot_and_make(request, &guest).await;
+        match made {
+            Ok(vm) => {
+                let container = Container::in_vm(id, bundle.into(), stdio(request), vm);
+                let streams = self.open_streams(&container).await;
+                match streams {
+                    Ok(()) => Ok(container),
+                    Err(failure) => {
+                        if let Some(vm) = container.vm() {
+                            remove_from_guest(vm, id, true).await;
+                        }
+                        self.undo(id).await;
+                        Err(failure)
+                    }
+                }
+            }
+            Err(failure) => {
+                self.undo(id).await;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn share_files(
+        &self,
+        id: &str,
+        rootfs: Vec<MountRequest>,
+        guest: &GuestSpec,
+    ) -> Outcome<()> {
+        let (share, id, binds) = (self.pod.share(), id.to_owned(), guest.binds.clone());
+        let sharing = tokio::task::spawn_blocking(move || {
+            share.prepare()?;
+            share.add(&id, &rootfs, &binds)
+        });
+        let shared = sharing.await.unwrap_or(Err(ShareError::Interrupted));
+        shared.map_err(|error| Failure::internal(error.to_string()))
+    }
+
+    async fn boot_and_make(
+        self: &Arc<Self>,
+        request: &CreateTaskRequest,
+        guest: &GuestSpec,
+    ) -> Outcome<Arc<Vm>> {
+        let id = request.id.as_str();
+        let lease = self.pod.vm().await.map_err(|error| match error {
+            PodError::Ended(_) | PodError::Closed => Failure::unavailable(error.to_string()),
+            PodError::Boot(_) | PodError::Share(_) => Failure::internal(error.to_string()),
+        })?;
+        if lease.booted {
+            self.end_sandbox_with(lease.vm.clone());
+        }
+        let create = CreateRequest {
+            container: id.to_owned(),
+            bundle: id.to_owned(),
+            spec: guest
+                .to_json()
+                .map_err(|error| Failure::internal(error.to_string()))?,
+            stdio: Some(stdio(request).wanted()),
+        };
+        let mut agent = lease.vm.agent();
+        lease.vm.call(agent.create(create)).await?;
+        Ok(lease.vm)
+    }
+
+    async fn open_streams(&self, container: &Container) -> Outcome<()> {
+        let Some(vm) = container.vm() else {
+            return Ok(());
+        };
+        let init = &container.init;
+        let streams = Streams::open(vm.vsock(), &container.id, "", &init.stdio)
+            .await
+            .map_err(|error| Failure::internal(error.to_string()))?;
+        init.set_streams(Some(Arc::new(streams)));
+        Ok(())
+    }
+
+    /// Takes back a container that was not made: its files, and the VM if nobody else is in it or about to be.
+    async fn undo(&self, id: &str) {
+        self.pod.release(|| self.registry.none_in_vm_but(id)).await;
+        remove_files(self.pod.share(), id).await;
+    }
+
+    /// When the VM dies, the sandbox has died, although it has no process in there.
+    fn end_sandbox_with(self: &Arc<Self>, vm: Arc<Vm>) {
+        let tasks = self.clone();
+        tokio::spawn(async move {
+            let reason = vm.ended().await;
+            if vm.was_asked_to_end() {
+                return;
+            }
+            log::error!("the VM of pod {} has ended: {reason}", tasks.pod.id);
+            if let Some(sandbox) = tasks.registry.sandbox() {
+                tasks
+                    .ended(&sandbox, &sandbox.init, Exit::now(KILLED))
+                    .await;
+            }
+        });
+    }
+}
+
+/// Unmounts a container's files and removes its directory of the share.
+pub(super) async fn remove_files(share: Share, id: &str) {
+    let name = id.to_owned();
+    let removing = tokio::task::spawn_blocking(move || share.remove(&name));
+    if let Ok(Err(error)) = removing.await {
+        log::error!("cannot remove the files of {id}: {error}");
+    }
+}
+
+/// Takes a container out of the guest; first kills it, if `kill` says so. What fails is logged: there is nothing else
+/// to be done about it, and the VM's end settles it.
+pub(super) async fn remove_from_guest(vm: &Vm, id: &str, kill: bool) {
+    if kill {
+        let (mut signaller, mut waiter) = (vm.agent(), vm.agent());
+        let signal = SignalRequest {
+            container: id.to_owned(),
+            exec: String::new(),
+            signal: libc::SIGKILL.unsigned_abs(),
+            all: true,
+        };
+        // It may have ended by itself meanwhile.
+        let _ = vm.call_within(UNDO_TIMEOUT, signaller.signal(signal)).await;
+        let wait = WaitRequest {
+            container: id.to_owned(),
+            exec: String::new(),
+        };
+        let _ = vm.call_within(UNDO_TIMEOUT, waiter.wait(wait)).await;
+    }
+    let mut agent = vm.agent();
+    let delete = DeleteRequest {
+        container: id.to_owned(),
+        exec: String::new(),
+    };
+    match vm.call_within(UNDO_TIMEOUT, agent.delete(delete)).await {
+        Err(failure) if !failure.is_not_found() && vm.ended_now().is_none() => {
+            log::error!("cannot remove {id} from the guest: {failure}");
+        }
+        _ => {}
+    }
+}
+
+fn stdio(request: &CreateTaskRequest) -> StdioPaths {
+    StdioPaths {
+        stdin: request.stdin.clone(),
+        stdout: request.stdout.clone(),
+        stderr: request.stderr.clone(),
+        terminal: request.terminal,
+    }
+}
+
+/// What makes up the root file system: the mounts that containerd says, else the directory of the bundle.
+fn rootfs(request: &CreateTaskRequest, bundle: &Path, spec: &Spec) -> Outcome<Vec<MountRequest>> {
+    if !request.rootfs.is_empty() {
+        let parse = |mount: &Mount| MountRequest::parse(mount);
+        return request
+            .rootfs
+            .iter()
+            .map(parse)
+            .collect::<Result<_, _>>()
+            .map_err(|error| Failure::invalid(error.to_string()));
+    }
+    let root = spec.root().as_ref().map(|root| root.path().clone());
+    let source = bundle.join(root.unwrap_or_else(|| PathBuf::from("rootfs")));
+    Ok(vec![MountRequest {
+        kind: "bind".to_owned(),
+        source,
+        flags: MsFlags::MS_BIND | MsFlags::MS_REC,
+        data: String::new(),
+    }])
+}
+
+fn created(request: &CreateTaskRequest, container: &Container) -> Event {
+    Event::Create(TaskCreate {
+        container_id: request.id.clone(),
+        bundle: request.bundle.clone(),
+        rootfs: request.rootfs.clone(),
+        io: MessageField::some(TaskIO {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+            ..TaskIO::default()
+        }),
+        pid: container.pid(),
+        ..TaskCreate::default()
+    })
+}
