@@ -1,1 +1,13 @@
+//! The testbed: what it takes to run Orlop's own stories on a machine that may have no hardware virtualisation.
+//!
+//! - [`host`]: a machine with a real `/dev/kvm`. Where this machine has one, commands run directly; elsewhere they run in the
+//!   *virtual host*, a Debian kernel under QEMU's emulation of AMD SVM whose root file system is this machine's own.
+//! - [`setup`]: everything that a fresh Debian 12 lacks, installed or built once and kept in the [`cache`].
+//! - [`progress`]: what people see while that happens.
+//!
+//! The binary (`cargo testbed`) is a thin command line over these rooms; the stories themselves are in `tests/tests`.
 
+pub mod cache;
+pub mod host;
+pub mod progress;
+pub mod setup;

@@ -1,1 +1,76 @@
-fn main() {}
+//! `cargo testbed`: the command line of the testbed.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use orlop_testbed::{host, progress, setup};
+
+/// Runs Orlop's demo and tests on any Debian 12, with or without hardware virtualisation.
+#[derive(Parser)]
+#[command(name = "cargo testbed", bin_name = "cargo testbed", version)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Install and build everything that the other commands need
+    Setup,
+    /// Run a command where KVM is: here if this machine has it, else in the virtual host
+    Host(HostArguments),
+    /// Not for people: the first process inside a virtual host
+    #[command(hide = true)]
+    Inside,
+}
+
+#[derive(clap::Args)]
+struct HostArguments {
+    /// Use the virtual host even where this machine has hardware virtualisation
+    #[arg(long = "virtual")]
+    force_virtual: bool,
+    /// End the command after this many seconds, with exit status 124
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// The virtual host's memory
+    #[arg(long, value_name = "MIB", default_value_t = 4096)]
+    memory: u32,
+    /// The virtual host's processors
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    cpus: u32,
+    /// A further argument for the virtual host's QEMU (repeatable)
+    #[arg(long = "qemu", value_name = "ARG", allow_hyphen_values = true)]
+    qemu: Vec<OsString>,
+    /// The command and its arguments
+    #[arg(required = true, last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().what {
+        What::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
+        What::Host(arguments) => run_on_host(arguments),
+        What::Inside => host::inside::main(),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("testbed: {error:#}");
+        ExitCode::from(host::EXIT_HOST_FAILED)
+    })
+}
+
+fn run_on_host(arguments: HostArguments) -> anyhow::Result<ExitCode> {
+    let machine = host::Machine {
+        force_virtual: arguments.force_virtual,
+        memory_mib: arguments.memory,
+        cpus: arguments.cpus,
+        qemu: arguments.qemu,
+    };
+    let limit = arguments.timeout.map(Duration::from_secs);
+    let outcome = host::run(&machine, &arguments.command, limit)?;
+    if let Some(message) = outcome.message() {
+        progress::step(format!("testbed: {message}"));
+    }
+    Ok(ExitCode::from(outcome.exit_status()))
+}

@@ -1,0 +1,82 @@
+//! Where everything lives that is fetched or built outside of the source tree.
+//!
+//! All of it can be made again: deleting the directory costs time, nothing else.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// The cache directory, `$ORLOP_CACHE` or else `$HOME/.cache/orlop`.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    root: PathBuf,
+}
+
+impl Cache {
+    /// Finds the cache directory, and makes it if need be.
+    ///
+    /// # Errors
+    /// When neither `ORLOP_CACHE` nor `HOME` is set, or the directory cannot be made.
+    pub fn open() -> Result<Self> {
+        let root = match env::var_os("ORLOP_CACHE") {
+            Some(root) => PathBuf::from(root),
+            None => PathBuf::from(
+                env::var_os("HOME").context("neither ORLOP_CACHE nor HOME is set; set one")?,
+            )
+            .join(".cache/orlop"),
+        };
+        std::fs::create_dir_all(&root)
+            .with_context(|| format!("cannot make the cache directory {}", root.display()))?;
+        let root = root.canonicalize()?;
+        Ok(Self { root })
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The virtual host's kernel package, unpacked.
+    #[must_use]
+    pub fn host_kernel(&self) -> PathBuf {
+        self.root.join("host/kernel")
+    }
+
+    /// The guests' kernel package, unpacked.
+    #[must_use]
+    pub fn guest_kernel(&self) -> PathBuf {
+        self.root.join("guest/kernel")
+    }
+
+    /// The guests' kernel as an uncompressed ELF file.
+    #[must_use]
+    pub fn guest_vmlinux(&self) -> PathBuf {
+        self.root.join("guest/vmlinux")
+    }
+
+    /// The guests' kernel as Debian packages it, a `bzImage`.
+    #[must_use]
+    pub fn guest_vmlinuz(&self) -> PathBuf {
+        self.root.join("guest/vmlinuz")
+    }
+
+    /// The guests' initramfs with the agent in it.
+    #[must_use]
+    pub fn guest_initramfs(&self) -> PathBuf {
+        self.root.join("guest/initramfs.cpio")
+    }
+
+    /// The file system daemon that shares directories with a guest.
+    #[must_use]
+    pub fn virtiofsd(&self) -> PathBuf {
+        self.root.join("bin/virtiofsd")
+    }
+
+    /// Container images made here.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+}

@@ -1,0 +1,110 @@
+//! QEMU's command line for a virtual host.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use super::Machine;
+use super::channel::Port;
+use super::initrd::ROOT_TAG;
+use super::kernel::Kernel;
+
+/// The program, from Debian's qemu-system-x86.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+
+/// The virtual host's kernel command line.
+///
+/// The IOMMU is on for VFIO; `tsc=reliable` spares the clock's watchdog, which takes emulation's jitter for a broken TSC and
+/// falls back to a clock whose every reading is an exit; the mitigations would cost time and protect nothing here.
+const KERNEL_COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic=-1 intel_iommu=on iommu=pt tsc=reliable mitigations=off \
+     cgroup_no_v1=all random.trust_cpu=1 audit=0 preempt=none i8042.noaux";
+
+/// The arguments with which QEMU runs `kernel` as `machine`. `run` is the directory of this run's initrd, console log and sockets.
+pub(super) fn arguments(machine: &Machine, kernel: &Kernel, run: &Path) -> Vec<OsString> {
+    let mut line: Vec<OsString> = [
+        "-name",
+        "orlop-virtual-host",
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-machine",
+        "q35,kernel-irqchip=split,hpet=off",
+        "-accel",
+        "tcg,thread=multi",
+        "-cpu",
+        "max,+svm",
+        "-device",
+        "intel-iommu,intremap=on,caching-mode=on",
+        "-device",
+        "virtio-rng-pci",
+        "-device",
+        "virtio-serial-pci",
+        "-virtfs",
+    ]
+    .map(OsString::from)
+    .into();
+    line.push(
+        format!("local,path=/,mount_tag={ROOT_TAG},security_model=none,multidevs=remap").into(),
+    );
+    let mut option = |name: &str, value: OsString| {
+        line.push(name.into());
+        line.push(value);
+    };
+    option("-smp", machine.cpus.to_string().into());
+    option("-m", format!("{}M", machine.memory_mib).into());
+    option("-kernel", kernel.image.clone().into());
+    option("-initrd", initrd(run).into());
+    option("-append", KERNEL_COMMAND_LINE.into());
+    option("-serial", with_path("file:", &console(run)));
+    for (number, port) in Port::ALL.into_iter().enumerate() {
+        let character_device = format!("socket,id=port{number},path=");
+        option("-chardev", with_path(&character_device, &socket(run, port)));
+        option(
+            "-device",
+            format!("virtserialport,chardev=port{number},name={}", port.name()).into(),
+        );
+    }
+    line.extend(machine.qemu.iter().cloned());
+    line
+}
+
+/// The initrd of a run.
+pub(super) fn initrd(run: &Path) -> std::path::PathBuf {
+    run.join("initrd")
+}
+
+/// The console log of a run.
+pub(super) fn console(run: &Path) -> std::path::PathBuf {
+    run.join("console")
+}
+
+/// The unix socket of a port, on which the outside listens and to which QEMU connects.
+pub(super) fn socket(run: &Path, port: Port) -> std::path::PathBuf {
+    run.join(port.name())
+}
+
+/// A QEMU option value that ends in a path; QEMU wants commas doubled.
+fn with_path(prefix: &str, path: &Path) -> OsString {
+    format!("{prefix}{}", path.to_string_lossy().replace(',', ",,")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extra_arguments_come_last_and_commas_are_doubled() {
+        let machine = Machine {
+            qemu: vec!["-device".into(), "nvme".into()],
+            ..Machine::default()
+        };
+        let kernel = Kernel {
+            image: "/k".into(),
+            modules: "/m".into(),
+        };
+        let line = arguments(&machine, &kernel, Path::new("/a,b"));
+        assert_eq!(line[line.len() - 2..], ["-device", "nvme"]);
+        assert!(line.contains(&"file:/a,,b/console".into()));
+    }
+}

@@ -1,0 +1,157 @@
+//! Debian packages: installed, or only unpacked.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::host::kernel::Kernel;
+use crate::progress::step;
+
+/// A file that a package brings, and the package. The file is what is looked for: it tells in no time whether the package is there.
+pub type Package = (&'static str, &'static str);
+
+/// What the virtual host needs.
+pub const VIRTUAL_HOST: &[Package] = &[
+    ("/usr/bin/qemu-system-x86_64", "qemu-system-x86"),
+    ("/bin/busybox", "busybox-static"),
+    ("/sbin/depmod", "kmod"),
+];
+
+/// Installs those of `packages` that are missing.
+///
+/// # Errors
+/// When this is not Debian, not root, or the packages cannot be fetched.
+pub fn install(packages: &[Package]) -> Result<()> {
+    let missing: Vec<_> = packages
+        .iter()
+        .filter(|(file, _)| !Path::new(file).exists())
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(" ");
+    if !nix::unistd::geteuid().is_root() {
+        bail!("these packages are missing and only root may install them: {names}");
+    }
+    update()?;
+    step(format!("installing {names}"));
+    let mut command = apt_get();
+    command
+        .args(["install", "--yes", "--no-install-recommends"])
+        .args(&missing);
+    run(&mut command).with_context(|| format!("cannot install {names}"))
+}
+
+/// Unpacks the kernel that the meta package `meta` stands for to `root`, if it is not there.
+///
+/// # Errors
+/// When the package cannot be fetched or unpacked.
+pub fn kernel(meta: &str, root: &Path) -> Result<Kernel> {
+    if let Ok(kernel) = Kernel::find(root) {
+        return Ok(kernel);
+    }
+    let package = match kernel_package(meta)? {
+        Some(package) => package,
+        None => {
+            update()?;
+            kernel_package(meta)?.with_context(|| {
+                format!("Debian's package lists do not know {meta}; this needs Debian 12")
+            })?
+        }
+    };
+    let parent = root.parent().context("a place for the kernel")?;
+    fs::create_dir_all(parent)?;
+    // Made beside the final place and renamed, so that half a kernel is never taken for a whole one.
+    let work = tempfile::Builder::new()
+        .prefix("unpacking-")
+        .tempdir_in(parent)?;
+    step(format!("fetching {package}"));
+    if download(&package, work.path()).is_err() {
+        // The lists are older than what the archive now holds.
+        update()?;
+        download(&package, work.path())
+            .with_context(|| format!("cannot fetch the Debian package {package}"))?;
+    }
+    step(format!("unpacking {package}"));
+    let archive = only_file(work.path())?;
+    let unpacked = work.path().join("root");
+    run(Command::new("dpkg").arg("-x").args([&archive, &unpacked]))?;
+    let version = package.trim_start_matches("linux-image-");
+    run(Command::new("depmod")
+        .arg("-b")
+        .args([unpacked.as_os_str(), OsStr::new(version)]))?;
+    if root.exists() {
+        fs::remove_dir_all(root)?;
+    }
+    match fs::rename(&unpacked, root) {
+        // Another process was quicker; its kernel is as good.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+        result => result?,
+    }
+    Kernel::find(root)
+}
+
+/// The package with the kernel that a meta package depends on.
+fn kernel_package(meta: &str) -> Result<Option<String>> {
+    let output = Command::new("apt-cache")
+        .args(["depends", "--no-recommends", meta])
+        .output()
+        .context("cannot run apt-cache; this needs Debian 12")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .find(|name| name.starts_with("linux-image-"))
+        .map(str::to_owned))
+}
+
+fn download(package: &str, to: &Path) -> Result<()> {
+    let mut command = apt_get();
+    // Not as the user _apt, who cannot write below a home directory.
+    command
+        .args(["-o", "APT::Sandbox::User=root", "download", package])
+        .current_dir(to);
+    run(&mut command)
+}
+
+fn only_file(directory: &Path) -> Result<std::path::PathBuf> {
+    let mut files = fs::read_dir(directory)?;
+    match (files.next(), files.next()) {
+        (Some(file), None) => Ok(file?.path()),
+        _ => bail!("{} does not hold exactly one package", directory.display()),
+    }
+}
+
+fn update() -> Result<()> {
+    step("fetching Debian's package lists");
+    // A third party's list that cannot be had is no reason to stop: what is missing shows when it is asked for.
+    if let Err(error) = run(apt_get().arg("update")) {
+        step(format!("going on with the lists at hand: {error:#}"));
+    }
+    Ok(())
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.arg("-qq").env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+/// Runs a command whose output is of interest only when it fails.
+fn run(command: &mut Command) -> Result<()> {
+    let name = command.get_program().display().to_string();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {name}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    bail!("{name} failed ({}): {}", output.status, said.trim());
+}
