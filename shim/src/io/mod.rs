@@ -20,6 +20,9 @@ use tokio::task::JoinHandle;
 pub use fifo::IoError;
 use pump::Progress;
 
+/// Output that has not moved for this long has ended, once its process has exited.
+const IDLE: Duration = Duration::from_millis(300);
+
 /// Where a process's streams go, as containerd names it: paths, or nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StdioPaths {
@@ -118,23 +121,33 @@ impl Streams {
         self.discard.send_replace(true);
     }
 
-    /// Waits until the output has been taken to the end, at most `limit`; then ends all copying.
-    pub async fn finish(&self, limit: Duration) {
+    /// Waits until the output of a process that has exited has been taken, at most `limit`; what is left then is dropped.
+    ///
+    /// The end of the streams tells it. It may not come: a child that was left behind may keep them open. The agent tells of
+    /// the exit behind the output, so when nothing moves any more there is nothing left of it; what the child writes is
+    /// copied until the process is deleted.
+    pub async fn drain(&self, limit: Duration) {
         let outputs =
             std::mem::take(&mut *self.outputs.lock().unwrap_or_else(PoisonError::into_inner));
         let deadline = tokio::time::Instant::now() + limit;
-        for mut output in outputs {
-            if tokio::time::timeout_at(deadline, &mut output)
-                .await
-                .is_err()
-            {
-                log::warn!("output that nobody took within {limit:?} is dropped");
-                output.abort();
+        let mut seen = self.progress.reads();
+        while !outputs.iter().all(JoinHandle::is_finished) {
+            tokio::select! {
+                () = self.progress.ended() => continue,
+                () = tokio::time::sleep(IDLE) => {}
             }
+            let now = self.progress.reads();
+            if self.progress.stalled_at().is_none() && now == seen {
+                break;
+            }
+            if tokio::time::Instant::now() > deadline {
+                log::warn!("output that nobody took within {limit:?} is dropped");
+                self.discard();
+                break;
+            }
+            seen = now;
         }
-        if let Some(stdin) = &self.stdin {
-            stdin.abort();
-        }
+        *self.outputs.lock().unwrap_or_else(PoisonError::into_inner) = outputs;
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe::Receiver;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::logging::phase;
 
@@ -19,7 +19,9 @@ const CHUNK: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub struct Progress {
     writing: AtomicBool,
+    read: AtomicU64,
     written: AtomicU64,
+    ended: Notify,
 }
 
 impl Progress {
@@ -27,6 +29,18 @@ impl Progress {
     pub fn stalled_at(&self) -> Option<u64> {
         let writing = self.writing.load(Ordering::Acquire);
         writing.then(|| self.written.load(Ordering::Acquire))
+    }
+}
+
+impl Progress {
+    /// The number of reads done.
+    pub fn reads(&self) -> u64 {
+        self.read.load(Ordering::Acquire)
+    }
+
+    /// Waits until an output ends; the end of one that has ended since the last call counts.
+    pub async fn ended(&self) {
+        self.ended.notified().await;
     }
 }
 
@@ -54,6 +68,7 @@ pub async fn copy_out<R, W>(
                 break;
             }
         };
+        progress.read.fetch_add(1, Ordering::AcqRel);
         if std::mem::take(&mut first) {
             phase("first-output", &process);
         }
@@ -78,6 +93,8 @@ pub async fn copy_out<R, W>(
     }
     // A regular file is written behind the scenes; a FIFO has nothing to flush.
     let _ = sink.flush().await;
+    drop(sink);
+    progress.ended.notify_one();
 }
 
 /// Copies input to a process until the input ends, or `close` says so and all that was written before has been copied;

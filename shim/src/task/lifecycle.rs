@@ -190,6 +190,8 @@ impl Tasks {
                 request.id, request.exec_id
             )));
         }
+        // Ends what is still copied.
+        process.set_streams(None);
         if process.exec.is_empty() {
             self.delete_container(&container).await;
         } else {

@@ -37,12 +37,15 @@ impl Tasks {
                     () = process.wait_started() => {}
                     _ = vm.ended() => {}
                 }
+                if process.exit().is_some() {
+                    // It could not be started.
+                    return;
+                }
             }
             let status = wait_in_guest(&vm, &container.id, &process).await;
             let exit = Exit::now(status);
             if let Some(streams) = process.streams() {
-                streams.finish(DRAIN_TIMEOUT).await;
-                process.set_streams(None);
+                streams.drain(DRAIN_TIMEOUT).await;
             }
             tasks.ended(&container, &process, exit).await;
         });
