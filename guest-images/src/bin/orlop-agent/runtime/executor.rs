@@ -2,6 +2,8 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
@@ -48,6 +50,7 @@ fn execute(spec: &Spec) -> String {
         Ok(found) => found,
         Err(why) => return why,
     };
+    restore_null_outputs();
     // SAFETY: it sets how this process takes a signal, and there is one thread. Rust's start-up code has it ignored, and the
     // user's program would inherit that.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
@@ -65,6 +68,24 @@ fn execute(spec: &Spec) -> String {
     match execv(&path, &arguments) {
         Ok(never) => match never {},
         Err(errno) => format!("exec: {name:?}: {}", errno.desc().to_lowercase()),
+    }
+}
+
+/// Makes /dev/null writable where it is stdout or stderr: libcontainer has opened the container's own one, for reading.
+fn restore_null_outputs() {
+    let Ok(null) = fs::File::options().read(true).write(true).open("/dev/null") else {
+        return;
+    };
+    let Ok(device) = null.metadata().map(|meta| meta.rdev()) else {
+        return;
+    };
+    for output in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        // SAFETY: the standard streams are open, and nothing here closes them.
+        let fd = unsafe { BorrowedFd::borrow_raw(output) };
+        if nix::sys::stat::fstat(fd).is_ok_and(|stat| stat.st_rdev == device) {
+            // SAFETY: dup2 has no memory to spoil; the stream becomes another open file.
+            unsafe { libc::dup2(null.as_raw_fd(), output) };
+        }
     }
 }
 
