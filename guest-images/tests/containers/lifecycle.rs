@@ -119,7 +119,7 @@ async fn what_cannot_start_says_why_at_once() {
         ),
         ("bad", &spec(&["data"]), "exec: \"data\": permission denied"),
         ("bad", &bad_cwd, "not a directory"),
-        ("bad", &bad_type, "nofs"),
+        ("bad", &bad_type, "has no file system \"nofs\""),
         ("bad", &bad_source, "/nowhere"),
         ("empty", &spec(&["true"]), "is empty"),
         ("absent", &spec(&["true"]), "no such file"),

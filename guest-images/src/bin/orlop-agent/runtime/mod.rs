@@ -17,7 +17,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use libcontainer::container::builder::ContainerBuilder;
@@ -25,7 +25,7 @@ use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Mount, Spec};
 use serde::{Deserialize, Serialize};
 
 use self::executor::UserProgram;
@@ -116,21 +116,27 @@ fn adopt(fd: RawFd) -> Option<OwnedFd> {
 }
 
 fn make(request: &Request, report: Report) -> Result<i32, String> {
+    let spec = Spec::load(request.bundle.join("config.json")).map_err(|error| error.to_string())?;
     let builder = ContainerBuilder::new(request.container.clone(), SyscallType::default())
-        .with_executor(UserProgram::new(report))
+        .with_executor(UserProgram::new(report.clone()))
         .with_console_socket(request.console.clone())
         .with_root_path(&request.state)
         .map_err(one_line)?;
     match &request.make {
         Make::Container => {
-            prepare_root(&request.bundle)?;
+            prepare_root(&spec)?;
             let container = builder
                 .as_init(&request.bundle)
                 .with_systemd(false)
                 .with_detach(true)
                 .as_sibling(true)
                 .build()
-                .map_err(one_line)?;
+                .map_err(|error| {
+                    if let Some(why) = unknown_file_system(&spec) {
+                        report.fatal(&why);
+                    }
+                    one_line(error)
+                })?;
             container
                 .pid()
                 .map(|pid| pid.as_raw())
@@ -160,8 +166,7 @@ fn make(request: &Request, report: Report) -> Result<i32, String> {
 
 /// Checks that there is something in the root file system, and makes the working directory if it is missing there, as runc does:
 /// an image may name one that no layer holds.
-fn prepare_root(bundle: &Path) -> Result<(), String> {
-    let spec = Spec::load(bundle.join("config.json")).map_err(|error| error.to_string())?;
+fn prepare_root(spec: &Spec) -> Result<(), String> {
     let root = spec
         .root()
         .as_ref()
@@ -178,6 +183,34 @@ fn prepare_root(bundle: &Path) -> Result<(), String> {
             .and_then(|root| root.mkdir_all(process.cwd(), &fs::Permissions::from_mode(0o755)));
     }
     Ok(())
+}
+
+/// Whether a mount needs a file system that this kernel does not have.
+fn unknown_file_system(spec: &Spec) -> Option<String> {
+    let known = fs::read_to_string("/proc/filesystems").ok()?;
+    let is_known = |kind: &str| {
+        // The name is the last word of a line. A mount of kind cgroup becomes cgroup2; bind mounts have no kind of their own.
+        ["bind", "none", "cgroup"].contains(&kind)
+            || known
+                .lines()
+                .any(|line| line.split_whitespace().next_back() == Some(kind))
+    };
+    let binds = |mount: &Mount| {
+        mount
+            .options()
+            .iter()
+            .flatten()
+            .any(|option| option == "bind" || option == "rbind")
+    };
+    spec.mounts().iter().flatten().find_map(|mount| {
+        let kind = mount.typ().as_deref()?;
+        (!is_known(kind) && !binds(mount)).then(|| {
+            format!(
+                "the guest's kernel has no file system {kind:?}, which the mount at {} needs",
+                mount.destination().display()
+            )
+        })
+    })
 }
 
 /// An error with all that caused it.

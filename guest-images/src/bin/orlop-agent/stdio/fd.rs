@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::unix::AsyncFd;
 
 /// An open file that tokio polls.
@@ -41,6 +42,16 @@ impl Fd {
     /// `WouldBlock` when nothing is; otherwise what the kernel says.
     pub fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(nix::unistd::read(self.0.get_ref(), buffer)?)
+    }
+
+    /// Whether there is something to read now.
+    pub fn has_data(&self) -> bool {
+        let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut polled, PollTimeout::ZERO).is_ok()
+            && polled
+                .iter()
+                .filter_map(PollFd::revents)
+                .any(|events| events.contains(PollFlags::POLLIN))
     }
 
     /// Writes all of `bytes`, waiting for room.

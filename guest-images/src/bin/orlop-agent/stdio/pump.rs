@@ -38,7 +38,7 @@ pub async fn output(
 ) {
     let mut connection = tokio::select! {
         connection = arrival => connection.ok(),
-        () = nobody_came(exit.clone()) => None,
+        () = nobody_came(&source, exit.clone(), &taken) => None,
     };
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -107,8 +107,12 @@ async fn copy_input(mut connection: Connection, sink: &Fd) -> io::Result<()> {
     }
 }
 
-async fn nobody_came(mut exit: ExitWatch) {
+/// Returns when the process has exited and its output has waited long enough. Where there is none, nothing keeps the exit.
+async fn nobody_came(source: &Fd, mut exit: ExitWatch, taken: &watch::Sender<bool>) {
     exited(&mut exit).await;
+    if !source.has_data() {
+        taken.send_replace(true);
+    }
     tokio::time::sleep(GRACE).await;
 }
 
@@ -246,6 +250,17 @@ mod tests {
         out.taken.wait_for(|taken| *taken).await.unwrap();
         assert!(begun.elapsed() >= GRACE);
         assert!(begun.elapsed() < 2 * GRACE);
+    }
+
+    #[tokio::test]
+    async fn an_exit_without_output_waits_for_nobody() {
+        let mut out = start();
+        out.exit.send_replace(EXIT);
+        out.taken.wait_for(|taken| *taken).await.unwrap();
+        // A host that comes late learns that there is nothing.
+        let mut host = out.connect();
+        drop(out.writer);
+        assert_eq!(host.read(&mut [0; 1]).await.unwrap(), 0);
     }
 
     #[tokio::test]
