@@ -3,11 +3,18 @@
 //! - [`host`]: a machine with a real `/dev/kvm`. Where this machine has one, commands run directly; elsewhere they run in the
 //!   *virtual host*, a Debian kernel under QEMU's emulation of AMD SVM whose root file system is this machine's own.
 //! - [`setup`]: everything that a fresh Debian 12 lacks, installed or built once and kept in the [`cache`].
+//! - [`containerd`]: a containerd of one's own with Orlop in it, and its clients; [`image`]: images for it;
+//! - [`leaks`]: what a machine holds, before and after;
+//! - [`stories`]: `cargo testbed test`;
 //! - [`progress`]: what people see while that happens.
 //!
 //! The binary (`cargo testbed`) is a thin command line over these rooms; the stories themselves are in `tests/tests`.
 
 pub mod cache;
+pub mod containerd;
 pub mod host;
+pub mod image;
+pub mod leaks;
 pub mod progress;
 pub mod setup;
+pub mod stories;

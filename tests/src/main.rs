@@ -1,11 +1,12 @@
 //! `cargo testbed`: the command line of the testbed.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use orlop_testbed::{host, progress, setup};
+use orlop_testbed::{host, progress, setup, stories};
 
 /// Runs Orlop's demo and tests on any Debian 12, with or without hardware virtualisation.
 #[derive(Parser)]
@@ -21,6 +22,19 @@ enum What {
     Setup,
     /// Run a command where KVM is: here if this machine has it, else in the virtual host
     Host(HostArguments),
+    /// Run all tests: the unit tests here, the stories where KVM is
+    Test {
+        /// Only stories whose names contain one of these; no unit tests then
+        only: Vec<String>,
+    },
+    /// Not for people: the stories, on a machine that has KVM
+    #[command(hide = true)]
+    Stories {
+        #[arg(long = "program")]
+        programs: Vec<PathBuf>,
+        #[arg(last = true)]
+        only: Vec<String>,
+    },
     /// Not for people: the first process inside a virtual host
     #[command(hide = true)]
     Inside,
@@ -52,6 +66,8 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().what {
         What::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         What::Host(arguments) => run_on_host(arguments),
+        What::Test { only } => stories::test(&only),
+        What::Stories { programs, only } => stories::tell(&programs, &only),
         What::Inside => host::inside::main(),
     };
     outcome.unwrap_or_else(|error| {

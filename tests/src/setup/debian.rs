@@ -21,6 +21,22 @@ pub const VIRTUAL_HOST: &[Package] = &[
     ("/sbin/depmod", "kmod"),
 ];
 
+/// What runs containers, and gives pods a network.
+pub const CONTAINERS: &[Package] = &[
+    ("/usr/bin/containerd", "containerd"),
+    ("/usr/sbin/runc", "runc"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    ("/sbin/ip", "iproute2"),
+];
+
+/// What building virtiofsd takes.
+pub const VIRTIOFSD_BUILD: &[Package] = &[
+    ("/usr/include/cap-ng.h", "libcap-ng-dev"),
+    ("/usr/include/seccomp.h", "libseccomp-dev"),
+    ("/usr/bin/pkg-config", "pkg-config"),
+    ("/usr/bin/gcc", "gcc"),
+];
+
 /// Installs those of `packages` that are missing.
 ///
 /// # Errors

@@ -1,18 +1,35 @@
 //! What a fresh Debian 12 lacks, installed or built once. Every step looks first, so a second run costs next to nothing.
+//!
+//! - [`debian`]: packages, installed or only unpacked;
+//! - [`build`]: the workspace's programs, the static agent, virtiofsd;
+//! - [`guest`]: the guest's kernel and initramfs.
 
+pub mod build;
 pub mod debian;
+pub mod guest;
 
 use anyhow::Result;
 
 use crate::cache::Cache;
 use crate::host::kernel::Kernel;
+use crate::progress::step;
 
 /// Everything that the demo and the tests need.
 ///
 /// # Errors
 /// When a step fails; the error says which and what to do.
 pub fn everything() -> Result<()> {
-    virtual_host().map(drop)
+    let cache = Cache::open()?;
+    virtual_host()?;
+    debian::install(debian::CONTAINERS)?;
+    debian::install(debian::VIRTIOFSD_BUILD)?;
+    build::programs()?;
+    build::virtiofsd(&cache)?;
+    let agent = build::agent()?;
+    guest::kernel(&cache)?;
+    guest::initramfs(&cache, &agent)?;
+    step("everything is in place");
+    Ok(())
 }
 
 /// What the virtual host needs: QEMU, busybox and a kernel.

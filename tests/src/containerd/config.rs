@@ -1,0 +1,111 @@
+//! The node's configuration files: containerd's, the pods' network, the shims'.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::{HANDLER, Node, RUNTIME};
+use crate::image;
+
+/// The configuration of Orlop's shims.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrlopConfig {
+    /// The VMM.
+    pub vmm: PathBuf,
+    /// The guests' kernel.
+    pub kernel: PathBuf,
+    /// The guests' initramfs.
+    pub initramfs: PathBuf,
+    /// The program that shares directories with a guest.
+    pub virtiofsd: PathBuf,
+    /// The shims' state directory.
+    pub state: PathBuf,
+    /// A guest's memory, for example `256M`.
+    pub memory: String,
+    /// How long a guest may take to boot, in seconds. A virtual host is slow, so this is far above the default.
+    pub boot_timeout: u32,
+}
+
+impl OrlopConfig {
+    pub(super) fn to_toml(&self) -> String {
+        format!(
+            "vmm = {:?}\nkernel = {:?}\ninitramfs = {:?}\nvirtiofsd = {:?}\nstate = {:?}\nmemory = {:?}\nboot_timeout = {}\n",
+            self.vmm,
+            self.kernel,
+            self.initramfs,
+            self.virtiofsd,
+            self.state,
+            self.memory,
+            self.boot_timeout,
+        )
+    }
+}
+
+pub(super) fn write(node: &Node) -> Result<()> {
+    let directory = node.directory();
+    fs::write(directory.join("containerd.toml"), containerd(node))?;
+    fs::write(directory.join("cni/10-pods.conflist"), network(node))?;
+    Ok(())
+}
+
+/// containerd's own limits on a shim are for a machine at full speed; in a virtual host everything takes ten times as long.
+fn containerd(node: &Node) -> String {
+    let directory = node.directory().display();
+    let socket = node.socket();
+    let socket = socket.display();
+    let pause = image::PAUSE;
+    format!(
+        r#"version = 2
+root = "{directory}/root"
+state = "{directory}/state"
+disabled_plugins = [
+  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing",
+]
+[grpc]
+  address = "{socket}"
+[timeouts]
+  "io.containerd.timeout.shim.cleanup" = "60s"
+  "io.containerd.timeout.shim.load" = "60s"
+  "io.containerd.timeout.shim.shutdown" = "30s"
+  "io.containerd.timeout.task.state" = "30s"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{directory}/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  stream_server_address = "127.0.0.1"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{directory}/cni"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{HANDLER}]
+      runtime_type = "{RUNTIME}"
+      pod_annotations = ["orlop.dev/*"]
+"#
+    )
+}
+
+/// A bridge for the pods. Nothing outside needs to be reached, so there is no address translation.
+fn network(node: &Node) -> String {
+    serde_json::json!({
+        "cniVersion": "0.4.0",
+        "name": "pods",
+        "plugins": [{
+            "type": "bridge",
+            "bridge": "orlop-cni0",
+            "isGateway": true,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": node.directory().join("ipam"),
+                "ranges": [[{ "subnet": "10.88.0.0/16" }]],
+            },
+        }],
+    })
+    .to_string()
+}

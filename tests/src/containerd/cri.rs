@@ -1,0 +1,331 @@
+//! A client of containerd's CRI, the interface through which the kubelet speaks to it. Calls block.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::runtime::Runtime;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+use self::v1::runtime_service_client::RuntimeServiceClient;
+use super::{HANDLER, Node};
+use crate::image;
+
+/// The interface's messages.
+#[allow(missing_docs, clippy::pedantic, reason = "made from proto/cri.proto")]
+pub mod v1 {
+    tonic::include_proto!("runtime.v1");
+}
+
+/// How long one call may take.
+const LIMIT: Duration = Duration::from_secs(240);
+
+static PODS: AtomicU32 = AtomicU32::new(0);
+
+/// A connection to containerd's CRI.
+#[derive(Debug)]
+pub struct Cri {
+    runtime: Runtime,
+    client: RuntimeServiceClient<Channel>,
+    node: Node,
+}
+
+/// A pod as its maker knows it.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    /// The id of its sandbox.
+    pub id: String,
+    config: v1::PodSandboxConfig,
+}
+
+/// What a container is to be.
+#[derive(Debug, Clone)]
+pub struct Container<'a> {
+    /// Its name in the pod.
+    pub name: &'a str,
+    /// Its image.
+    pub image: &'a str,
+    /// Its command.
+    pub command: &'a [&'a str],
+    /// Files and directories of this machine for it: path there, path here.
+    pub mounts: &'a [(&'a str, &'a str)],
+}
+
+impl<'a> Container<'a> {
+    /// A container of the busybox image that runs `command`.
+    #[must_use]
+    pub fn busybox(name: &'a str, command: &'a [&'a str]) -> Self {
+        Self {
+            name,
+            image: image::BUSYBOX,
+            command,
+            mounts: &[],
+        }
+    }
+}
+
+impl Cri {
+    /// Prepares a connection to `node`'s containerd.
+    ///
+    /// # Errors
+    /// When there is no containerd at its socket.
+    pub fn connect(node: &Node) -> Result<Self> {
+        let runtime = Runtime::new()?;
+        let channel = runtime
+            .block_on(orlop_proto::connect::unix(node.socket()))
+            .with_context(|| format!("nothing answers at {}", node.socket().display()))?;
+        Ok(Self {
+            runtime,
+            client: RuntimeServiceClient::new(channel).max_decoding_message_size(64 << 20),
+            node: node.clone(),
+        })
+    }
+
+    /// True when containerd answers.
+    pub fn is_ready(&self) -> bool {
+        let mut client = self.client.clone();
+        self.call(client.version(v1::VersionRequest {})).is_ok()
+    }
+
+    /// Starts a pod with Orlop.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn run_pod(&self, name: &str) -> Result<Pod, Status> {
+        self.run_pod_with(name, HANDLER)
+    }
+
+    /// Starts a pod with the runtime behind `handler`.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn run_pod_with(&self, name: &str, handler: &str) -> Result<Pod, Status> {
+        let number = PODS.fetch_add(1, Ordering::Relaxed);
+        let uid = format!("{}-{}-{number}", name, std::process::id());
+        let config = v1::PodSandboxConfig {
+            metadata: Some(v1::PodSandboxMetadata {
+                name: name.to_owned(),
+                uid: uid.clone(),
+                namespace: "stories".to_owned(),
+                attempt: 0,
+            }),
+            hostname: name.to_owned(),
+            log_directory: self.node.logs().join(&uid).display().to_string(),
+            labels: HashMap::new(),
+            annotations: HashMap::new(),
+            linux: Some(v1::LinuxPodSandboxConfig {
+                cgroup_parent: format!("/pods/{uid}"),
+            }),
+        };
+        let mut client = self.client.clone();
+        let answer = self.call(client.run_pod_sandbox(v1::RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: handler.to_owned(),
+        }))?;
+        Ok(Pod {
+            id: answer.pod_sandbox_id,
+            config,
+        })
+    }
+
+    /// Creates a container in `pod` and returns its id.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn create(&self, pod: &Pod, container: &Container) -> Result<String, Status> {
+        let mounts = container
+            .mounts
+            .iter()
+            .map(|(there, here)| v1::Mount {
+                container_path: (*there).to_owned(),
+                host_path: (*here).to_owned(),
+                readonly: false,
+            })
+            .collect();
+        let config = v1::ContainerConfig {
+            metadata: Some(v1::ContainerMetadata {
+                name: container.name.to_owned(),
+                attempt: 0,
+            }),
+            image: Some(v1::ImageSpec {
+                image: container.image.to_owned(),
+            }),
+            command: container.command.iter().map(|s| (*s).to_owned()).collect(),
+            log_path: format!("{}.log", container.name),
+            mounts,
+            ..v1::ContainerConfig::default()
+        };
+        let mut client = self.client.clone();
+        let answer = self.call(client.create_container(v1::CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(pod.config.clone()),
+        }))?;
+        Ok(answer.container_id)
+    }
+
+    /// Starts a created container.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn start(&self, container: &str) -> Result<(), Status> {
+        let mut client = self.client.clone();
+        let request = v1::StartContainerRequest {
+            container_id: container.to_owned(),
+        };
+        self.call(client.start_container(request)).map(drop)
+    }
+
+    /// Creates and starts a container.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn run(&self, pod: &Pod, container: &Container) -> Result<String, Status> {
+        let id = self.create(pod, container)?;
+        self.start(&id)?;
+        Ok(id)
+    }
+
+    /// Runs a command in a container to its end.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn exec(&self, container: &str, command: &[&str]) -> Result<v1::ExecSyncResponse, Status> {
+        let mut client = self.client.clone();
+        self.call(client.exec_sync(v1::ExecSyncRequest {
+            container_id: container.to_owned(),
+            cmd: command.iter().map(|s| (*s).to_owned()).collect(),
+            timeout: 0,
+        }))
+    }
+
+    /// The address at which the streams of a command in a container can be had.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn exec_address(
+        &self,
+        container: &str,
+        command: &[&str],
+        tty: bool,
+    ) -> Result<String, Status> {
+        let mut client = self.client.clone();
+        let answer = self.call(client.exec(v1::ExecRequest {
+            container_id: container.to_owned(),
+            cmd: command.iter().map(|s| (*s).to_owned()).collect(),
+            tty,
+            stdin: true,
+            stdout: true,
+            // A terminal has one output.
+            stderr: !tty,
+        }))?;
+        Ok(answer.url)
+    }
+
+    /// Asks a container to end, and kills it after `grace` seconds.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn stop(&self, container: &str, grace: i64) -> Result<(), Status> {
+        let mut client = self.client.clone();
+        let request = v1::StopContainerRequest {
+            container_id: container.to_owned(),
+            timeout: grace,
+        };
+        self.call(client.stop_container(request)).map(drop)
+    }
+
+    /// How a container does.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn status(&self, container: &str) -> Result<v1::ContainerStatus, Status> {
+        let mut client = self.client.clone();
+        let request = v1::ContainerStatusRequest {
+            container_id: container.to_owned(),
+        };
+        let answer = self.call(client.container_status(request))?;
+        answer
+            .status
+            .ok_or_else(|| Status::internal("an answer without a status"))
+    }
+
+    /// Waits until a container has ended.
+    ///
+    /// # Errors
+    /// What containerd says, or that it has not ended after `limit`.
+    pub fn wait(&self, container: &str, limit: Duration) -> Result<v1::ContainerStatus, Status> {
+        let end = std::time::Instant::now() + limit;
+        loop {
+            let status = self.status(container)?;
+            if status.state() == v1::ContainerState::ContainerExited {
+                return Ok(status);
+            }
+            if std::time::Instant::now() > end {
+                return Err(Status::deadline_exceeded("the container has not ended"));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// What a container has written, as the kubelet would read it from its log.
+    ///
+    /// # Errors
+    /// When there is no log.
+    pub fn log(&self, pod: &Pod, name: &str) -> std::io::Result<String> {
+        let path = std::path::Path::new(&pod.config.log_directory).join(format!("{name}.log"));
+        // Each line is: time, stream, F or P, text.
+        Ok(std::fs::read_to_string(path)?
+            .lines()
+            .filter_map(|line| line.splitn(4, ' ').nth(3))
+            .map(|line| format!("{line}\n"))
+            .collect())
+    }
+
+    /// True while a pod's sandbox is ready.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn is_pod_ready(&self, pod: &Pod) -> Result<bool, Status> {
+        let mut client = self.client.clone();
+        let answer = self.call(client.pod_sandbox_status(v1::PodSandboxStatusRequest {
+            pod_sandbox_id: pod.id.clone(),
+            verbose: false,
+        }))?;
+        let state = answer.status.map(|status| status.state());
+        Ok(state == Some(v1::PodSandboxState::SandboxReady))
+    }
+
+    /// Stops a pod and removes it with its containers.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn remove_pod(&self, pod: &Pod) -> Result<(), Status> {
+        let mut client = self.client.clone();
+        self.call(client.stop_pod_sandbox(v1::StopPodSandboxRequest {
+            pod_sandbox_id: pod.id.clone(),
+        }))?;
+        self.call(client.remove_pod_sandbox(v1::RemovePodSandboxRequest {
+            pod_sandbox_id: pod.id.clone(),
+        }))?;
+        Ok(())
+    }
+
+    fn call<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Status> {
+        self.runtime.block_on(async {
+            match tokio::time::timeout(LIMIT, call).await {
+                Ok(answer) => answer.map(Response::into_inner),
+                Err(_) => Err(Status::deadline_exceeded(format!(
+                    "no answer within {} s",
+                    LIMIT.as_secs()
+                ))),
+            }
+        })
+    }
+}

@@ -1,0 +1,232 @@
+//! A containerd of one's own: Debian's, with its own configuration, state and socket below one directory, and Orlop as a runtime.
+//!
+//! [`Node`] is the handle. Whoever makes one with [`Node::start`] owns the daemon; the stories attach to that daemon with
+//! [`Node::attach`], so that all of them share it. [`ctr`] and [`cri`] are the two ways in that users have.
+
+mod config;
+pub mod cri;
+pub mod ctr;
+pub mod exec;
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::cache::Cache;
+use crate::image;
+use crate::setup::build;
+pub use config::OrlopConfig;
+
+/// The runtime of Orlop as `ctr run --runtime` names it.
+pub const RUNTIME: &str = "io.containerd.orlop.v2";
+/// The handler of Orlop as a RuntimeClass names it.
+pub const HANDLER: &str = "orlop";
+
+/// Names the node's directory to the stories.
+pub const DIRECTORY_VARIABLE: &str = "ORLOP_TESTBED_NODE";
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// A machine with a containerd that knows Orlop.
+#[derive(Debug, Clone)]
+pub struct Node {
+    directory: PathBuf,
+}
+
+/// The running daemon of a [`Node`]; it ends with this value.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Child,
+}
+
+impl Node {
+    /// Starts a containerd whose files are below `directory`, which must be on a file system that overlayfs can write to.
+    ///
+    /// # Errors
+    /// When it does not start; the error holds the end of its log.
+    pub fn start(directory: &Path) -> Result<(Self, Daemon)> {
+        let node = Self {
+            directory: directory.to_owned(),
+        };
+        for part in ["root", "state", "cni", "images", "logs"] {
+            fs::create_dir_all(directory.join(part))?;
+        }
+        config::write(&node)?;
+        node.write_orlop_config(&node.orlop_config()?)?;
+        let mut daemon = Daemon {
+            process: node.spawn()?,
+        };
+        node.wait_until_ready(&mut daemon)?;
+        for archive in image::make_all(&directory.join("images"))? {
+            for namespace in ["default", "k8s.io"] {
+                let archive = archive.to_string_lossy();
+                let done = node.ctr(namespace, &["images", "import", &archive])?;
+                if done.status != 0 {
+                    bail!("cannot import {archive}: {}", done.error());
+                }
+            }
+        }
+        Ok((node, daemon))
+    }
+
+    /// The node that the testbed started for the stories, if it did.
+    #[must_use]
+    pub fn attach() -> Option<Self> {
+        let directory = PathBuf::from(env::var_os(DIRECTORY_VARIABLE)?);
+        Some(Self { directory })
+    }
+
+    /// The directory with everything that belongs to the node.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// containerd's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("containerd.sock")
+    }
+
+    /// Where pods' logs go.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.directory.join("logs")
+    }
+
+    /// containerd's log.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("containerd.log")
+    }
+
+    /// The state directory of Orlop's shims.
+    #[must_use]
+    pub fn orlop_state(&self) -> PathBuf {
+        self.directory.join("orlop")
+    }
+
+    /// containerd's process id.
+    ///
+    /// # Errors
+    /// When the file that says so is missing.
+    pub fn process(&self) -> Result<u32> {
+        let text = fs::read_to_string(self.directory.join("containerd.pid"))?;
+        Ok(text.trim().parse()?)
+    }
+
+    /// The shims' configuration as the node starts with it.
+    ///
+    /// # Errors
+    /// When there is no cache.
+    pub fn orlop_config(&self) -> Result<OrlopConfig> {
+        let cache = Cache::open()?;
+        Ok(OrlopConfig {
+            vmm: build::programs_directory().join("orlop"),
+            kernel: cache.guest_vmlinux(),
+            initramfs: cache.guest_initramfs(),
+            virtiofsd: cache.virtiofsd(),
+            state: self.orlop_state(),
+            memory: "256M".into(),
+            boot_timeout: 120,
+        })
+    }
+
+    /// Writes the configuration that the next shim reads.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_orlop_config(&self, config: &OrlopConfig) -> Result<()> {
+        Ok(fs::write(self.orlop_config_file(), config.to_toml())?)
+    }
+
+    fn orlop_config_file(&self) -> PathBuf {
+        self.directory.join("orlop.toml")
+    }
+
+    fn spawn(&self) -> Result<Child> {
+        let log = File::create(self.log())?;
+        let mut search = OsString::from(build::programs_directory());
+        search.push(":");
+        search.push(env::var_os("PATH").unwrap_or_default());
+        let mut command = Command::new("containerd");
+        command
+            .arg("--config")
+            .arg(self.directory.join("containerd.toml"))
+            .env("PATH", search)
+            .env("ORLOP_CONFIG", self.orlop_config_file())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        // SAFETY: the call is async-signal-safe, and nothing is allocated.
+        unsafe {
+            command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?));
+        }
+        let process = command
+            .spawn()
+            .context("cannot start containerd; `cargo testbed setup` installs it")?;
+        fs::write(
+            self.directory.join("containerd.pid"),
+            process.id().to_string(),
+        )?;
+        Ok(process)
+    }
+
+    fn wait_until_ready(&self, daemon: &mut Daemon) -> Result<()> {
+        let end = Instant::now() + START_LIMIT;
+        loop {
+            if self.socket().exists() && cri::Cri::connect(self)?.is_ready() {
+                return Ok(());
+            }
+            if daemon.process.try_wait()?.is_some() {
+                bail!(
+                    "containerd ended at once; its log says:\n{}",
+                    self.log_tail()
+                );
+            }
+            if Instant::now() > end {
+                let seconds = START_LIMIT.as_secs();
+                bail!(
+                    "containerd is not ready after {seconds} s; its log says:\n{}",
+                    self.log_tail()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The end of containerd's log, for people.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = kill(
+            Pid::from_raw(self.process.id().cast_signed()),
+            Signal::SIGTERM,
+        );
+        let end = Instant::now() + STOP_LIMIT;
+        while Instant::now() < end {
+            if !matches!(self.process.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

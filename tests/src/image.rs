@@ -1,0 +1,184 @@
+//! Container images made here, from Debian's static busybox, so that no registry is needed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tar::{Builder, EntryType, Header};
+
+/// The image that stories run: a shell and the usual commands.
+pub const BUSYBOX: &str = "localhost/orlop-busybox:1";
+/// The image of a pod's sandbox container.
+pub const PAUSE: &str = "localhost/orlop-pause:1";
+/// An image with a root file system that holds nothing.
+pub const EMPTY: &str = "localhost/orlop-empty:1";
+
+/// Where Debian's busybox-static installs it.
+const BUSYBOX_PROGRAM: &str = "/bin/busybox";
+
+/// Makes all images in `directory` and returns their archives, in the form that `docker save` writes.
+///
+/// # Errors
+/// When busybox is missing or an archive cannot be written.
+pub fn make_all(directory: &Path) -> Result<Vec<PathBuf>> {
+    fs::create_dir_all(directory)?;
+    let busybox = fs::read(BUSYBOX_PROGRAM)
+        .with_context(|| format!("no {BUSYBOX_PROGRAM}; install Debian's busybox-static"))?;
+    let images = [
+        (BUSYBOX, "busybox.tar", busybox_layer(&busybox)?, vec!["sh"]),
+        (
+            PAUSE,
+            "pause.tar",
+            pause_layer(&busybox)?,
+            vec!["/bin/busybox", "sleep", "2147483647"],
+        ),
+        (EMPTY, "empty.tar", Layer::default().finish()?, vec!["sh"]),
+    ];
+    images
+        .into_iter()
+        .map(|(name, file, layer, command)| {
+            let path = directory.join(file);
+            let archive = archive(name, &layer, &command)?;
+            fs::write(&path, archive)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            Ok(path)
+        })
+        .collect()
+}
+
+fn busybox_layer(busybox: &[u8]) -> Result<Vec<u8>> {
+    let mut layer = Layer::default();
+    for directory in ["bin", "dev", "etc", "proc", "root", "sys"] {
+        layer.directory(directory, 0o755)?;
+    }
+    layer.directory("tmp", 0o1777)?;
+    layer.file("bin/busybox", busybox, 0o755)?;
+    for applet in applets()? {
+        layer.link(&format!("bin/{applet}"), "busybox")?;
+    }
+    let users = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
+    layer.file("etc/passwd", users.as_bytes(), 0o644)?;
+    layer.file("etc/group", b"root:x:0:\nnogroup:x:65534:\n", 0o644)?;
+    layer.finish()
+}
+
+fn pause_layer(busybox: &[u8]) -> Result<Vec<u8>> {
+    let mut layer = Layer::default();
+    layer.directory("bin", 0o755)?;
+    layer.file("bin/busybox", busybox, 0o755)?;
+    layer.finish()
+}
+
+/// The commands that busybox offers.
+fn applets() -> Result<Vec<String>> {
+    let output = Command::new(BUSYBOX_PROGRAM).arg("--list").output()?;
+    if !output.status.success() {
+        bail!("{BUSYBOX_PROGRAM} --list failed");
+    }
+    let names = String::from_utf8(output.stdout)?;
+    Ok(names
+        .lines()
+        .filter(|name| *name != "busybox")
+        .map(str::to_owned)
+        .collect())
+}
+
+/// One layer of an image: a tar archive.
+struct Layer(Builder<Vec<u8>>);
+
+impl Default for Layer {
+    fn default() -> Self {
+        Self(Builder::new(Vec::new()))
+    }
+}
+
+impl Layer {
+    fn directory(&mut self, path: &str, mode: u32) -> io::Result<()> {
+        let mut header = header(EntryType::Directory, 0, mode);
+        self.0.append_data(&mut header, path, io::empty())
+    }
+
+    fn file(&mut self, path: &str, content: &[u8], mode: u32) -> io::Result<()> {
+        let mut header = header(EntryType::Regular, content.len(), mode);
+        self.0.append_data(&mut header, path, content)
+    }
+
+    fn link(&mut self, path: &str, target: &str) -> io::Result<()> {
+        let mut header = header(EntryType::Symlink, 0, 0o777);
+        self.0.append_link(&mut header, path, target)
+    }
+
+    fn finish(self) -> Result<Vec<u8>> {
+        Ok(self.0.into_inner()?)
+    }
+}
+
+fn header(kind: EntryType, size: usize, mode: u32) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_size(size as u64);
+    header.set_mode(mode);
+    header
+}
+
+/// Packs one layer as an image that `ctr images import` understands.
+fn archive(name: &str, layer: &[u8], command: &[&str]) -> Result<Vec<u8>> {
+    let layer_digest = digest(layer);
+    let configuration = json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "created": "1970-01-01T00:00:00Z",
+        "config": {
+            "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            "Cmd": command,
+            "WorkingDir": "/",
+        },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer_digest}")] },
+        "history": [{ "created": "1970-01-01T00:00:00Z" }],
+    })
+    .to_string();
+    let configuration_name = format!("{}.json", digest(configuration.as_bytes()));
+    let layer_name = format!("{layer_digest}/layer.tar");
+    let manifest = json!([{
+        "Config": configuration_name,
+        "RepoTags": [name],
+        "Layers": [layer_name],
+    }])
+    .to_string();
+    let mut archive = Layer::default();
+    archive.file(&configuration_name, configuration.as_bytes(), 0o644)?;
+    archive.file(&layer_name, layer, 0o644)?;
+    archive.file("manifest.json", manifest.as_bytes(), 0o644)?;
+    archive.finish()
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_names_its_layer_by_what_is_in_it() {
+        let bytes = archive("localhost/x:1", b"layer", &["sh"]).unwrap();
+        let mut names: Vec<_> = tar::Archive::new(bytes.as_slice())
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+            .collect();
+        names.sort();
+        let layer = format!("{}/layer.tar", digest(b"layer"));
+        assert!(names.contains(&layer));
+        assert!(names.contains(&"manifest.json".to_owned()));
+        assert_eq!(names.len(), 3);
+    }
+}

@@ -1,0 +1,131 @@
+//! Programs built from source by cargo.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache::Cache;
+use crate::progress::step;
+
+/// The release of virtiofsd that the VMM's vhost-user-fs is tested with.
+const VIRTIOFSD_VERSION: &str = "1.14.0";
+
+/// The target for which the agent is linked statically: the machine's own, for Debian's toolchain image has no other.
+const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The root of the source tree.
+#[must_use]
+pub fn source() -> &'static Path {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests)
+}
+
+/// Where the workspace's release programs are.
+#[must_use]
+pub fn programs_directory() -> PathBuf {
+    target().join("release")
+}
+
+/// Builds the workspace's programs: the VMM, the shim, the image builder.
+///
+/// # Errors
+/// When they do not compile.
+pub fn programs() -> Result<()> {
+    step("building orlop, containerd-shim-orlop-v2 and orlop-image");
+    cargo([
+        "build",
+        "--release",
+        "--package=orlop-vmm",
+        "--package=orlop-shim",
+        "--package=orlop-guest-images",
+        "--bin=orlop",
+        "--bin=containerd-shim-orlop-v2",
+        "--bin=orlop-image",
+    ])
+}
+
+/// Builds the agent as a static program and returns its path.
+///
+/// # Errors
+/// When it does not compile.
+pub fn agent() -> Result<PathBuf> {
+    step("building orlop-agent, linked statically");
+    let mut command = cargo_command();
+    command
+        .args(["build", "--release", "--package=orlop-guest-images"])
+        .arg("--bin=orlop-agent")
+        .arg(format!("--target={AGENT_TARGET}"))
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    run(command)?;
+    Ok(target().join(AGENT_TARGET).join("release/orlop-agent"))
+}
+
+/// Builds virtiofsd from crates.io, if it is not there.
+///
+/// # Errors
+/// When it cannot be fetched or does not compile.
+pub fn virtiofsd(cache: &Cache) -> Result<()> {
+    if cache.virtiofsd().exists() {
+        return Ok(());
+    }
+    step(format!(
+        "building virtiofsd {VIRTIOFSD_VERSION} from crates.io"
+    ));
+    let mut command = cargo_command();
+    command
+        .args([
+            "install",
+            "virtiofsd",
+            "--locked",
+            "--version",
+            VIRTIOFSD_VERSION,
+        ])
+        .arg("--root")
+        .arg(cache.root())
+        .arg("--target-dir")
+        .arg(cache.root().join("build"))
+        // Its lock file is its own; this workspace's settings are not meant for it.
+        .current_dir("/");
+    run(command)
+}
+
+fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| source().join("target"), PathBuf::from)
+}
+
+/// Runs cargo in the source tree, with its progress on standard error.
+///
+/// # Errors
+/// When it fails.
+pub fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    let mut command = cargo_command();
+    command.args(arguments);
+    run(command)
+}
+
+/// The cargo that runs this program, in the source tree.
+#[must_use]
+pub fn cargo_command() -> Command {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut command = Command::new(cargo);
+    command.current_dir(source());
+    command
+}
+
+fn run(mut command: Command) -> Result<()> {
+    let name = command.get_program().display().to_string();
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {name}; install Rust with rustup"))?;
+    if !status.success() {
+        let arguments: Vec<_> = command
+            .get_args()
+            .map(|a| a.display().to_string())
+            .collect();
+        bail!("cargo {} failed", arguments.join(" "));
+    }
+    Ok(())
+}

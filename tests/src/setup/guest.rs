@@ -1,0 +1,97 @@
+//! What a guest boots from: Debian's cloud kernel, and an initramfs with the agent.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::{build, debian};
+use crate::cache::Cache;
+use crate::host::kernel::Kernel;
+use crate::progress::step;
+
+/// Fetches Debian's cloud kernel and unpacks its ELF image.
+///
+/// # Errors
+/// When the package cannot be had or is not what it should be.
+pub fn kernel(cache: &Cache) -> Result<()> {
+    let kernel = debian::kernel("linux-image-cloud-amd64", &cache.guest_kernel())?;
+    if !is_newer(&cache.guest_vmlinuz(), &[&kernel.image]) {
+        replace(&cache.guest_vmlinuz(), |to| {
+            fs::copy(&kernel.image, to)?;
+            Ok(())
+        })?;
+    }
+    if !is_newer(&cache.guest_vmlinux(), &[&cache.guest_vmlinuz()]) {
+        step("unpacking the guest's vmlinux");
+        replace(&cache.guest_vmlinux(), |to| {
+            let mut command = image_builder();
+            command.arg("vmlinux");
+            command.arg("--bzimage").arg(cache.guest_vmlinuz());
+            command.arg("--output").arg(to);
+            run(command)
+        })?;
+    }
+    Ok(())
+}
+
+/// Builds the guest's initramfs with `agent` in it, if the one at hand is older than what it is made of.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn initramfs(cache: &Cache, agent: &Path) -> Result<()> {
+    let kernel = Kernel::find(&cache.guest_kernel())?;
+    let builder = build::programs_directory().join("orlop-image");
+    let sources = [agent, &builder, &kernel.modules];
+    if is_newer(&cache.guest_initramfs(), &sources) {
+        return Ok(());
+    }
+    step("building the guest's initramfs");
+    replace(&cache.guest_initramfs(), |to| {
+        let mut command = image_builder();
+        command.arg("initramfs");
+        command.arg("--agent").arg(agent);
+        command.arg("--modules").arg(&kernel.modules);
+        command.arg("--output").arg(to);
+        run(command)
+    })
+}
+
+fn image_builder() -> Command {
+    Command::new(build::programs_directory().join("orlop-image"))
+}
+
+fn run(mut command: Command) -> Result<()> {
+    let program = command.get_program().display().to_string();
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {program}"))?;
+    if !status.success() {
+        bail!("{program} failed ({status})");
+    }
+    Ok(())
+}
+
+/// True when `made` exists and none of `sources` has changed since.
+fn is_newer(made: &Path, sources: &[&Path]) -> bool {
+    let changed = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
+    let Some(made) = changed(made) else {
+        return false;
+    };
+    sources
+        .iter()
+        .all(|source| changed(source).is_some_and(|source| source <= made))
+}
+
+/// Makes a file beside its final place and renames it, so that half a file is never taken for a whole one.
+fn replace(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let parent = path.parent().context("a place for the file")?;
+    fs::create_dir_all(parent)?;
+    let directory = tempfile::Builder::new()
+        .prefix("making-")
+        .tempdir_in(parent)?;
+    let work = directory.path().join("file");
+    make(&work)?;
+    fs::rename(&work, path).with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,228 @@
+//! `cargo testbed test`: the unit tests here, and the stories where KVM is, one virtual host and one containerd for all of them.
+//!
+//! A story that cannot be told on a machine says so with [`skip`]; it is counted as skipped, never as passed.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::containerd::{DIRECTORY_VARIABLE, Node};
+use crate::progress::step;
+use crate::setup::{self, build};
+
+/// What a line begins with that tells of a story that was skipped.
+const SKIPPED: &str = "skipped: ";
+
+/// The stories' limit in a virtual host: three times what they take on two slow processors.
+const LIMIT: Duration = Duration::from_secs(40 * 60);
+
+/// Says why a story is not told on this machine. The story then returns.
+pub fn skip(reason: &str) {
+    println!("{SKIPPED}{reason}");
+}
+
+/// How many tests ended how.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Count {
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+}
+
+impl Count {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    /// Takes a line of a test program's output into account.
+    fn take(&mut self, line: &str) {
+        if line.starts_with(SKIPPED) {
+            // Its test counts as passed in the program's own summary.
+            self.skipped += 1;
+            self.passed = self.passed.wrapping_sub(1);
+        } else if let Some(summary) = line.strip_prefix("test result: ") {
+            let number = |what: &str| {
+                summary
+                    .split([';', '.'])
+                    .filter_map(|part| part.trim().strip_suffix(what))
+                    .find_map(|number| number.trim().parse::<u32>().ok())
+                    .unwrap_or(0)
+            };
+            self.passed = self.passed.wrapping_add(number(" passed"));
+            self.failed += number(" failed");
+            self.skipped += number(" ignored");
+        }
+    }
+}
+
+/// Runs all tests and prints, alone on the last line, `N passed, N failed, N skipped`.
+///
+/// # Errors
+/// When the tests could not be run. Tests that failed are told by the status.
+pub fn test(only: &[String]) -> Result<ExitCode> {
+    setup::everything()?;
+    let mut total = Count::default();
+    let mut broken = false;
+    if only.is_empty() {
+        step("running the unit tests here");
+        let mut command = build::cargo_command();
+        command.args(["test", "--workspace", "--lib", "--bins", "--no-fail-fast"]);
+        let (count, ended_well) = count_tests(command)?;
+        total.add(count);
+        // A test program that crashes has no summary to count in.
+        broken |= !ended_well && count.failed == 0;
+    }
+    step("building the stories");
+    let programs = story_programs()?;
+    step("starting the machine for the stories");
+    let mut command = vec![
+        env::current_exe()?.into_os_string(),
+        OsString::from("stories"),
+    ];
+    for program in programs.values() {
+        command.push("--program".into());
+        command.push(program.into());
+    }
+    command.push("--".into());
+    command.extend(only.iter().map(OsString::from));
+    let mut host = Command::new(env::current_exe()?);
+    host.args(["host", "--timeout", &LIMIT.as_secs().to_string(), "--"]);
+    host.args(command).stdin(Stdio::null());
+    let (count, ended_well) = count_tests(host)?;
+    total.add(count);
+    broken |= !ended_well && count.failed == 0;
+    if broken {
+        step("a test program ended without saying how its tests went: see above");
+        total.failed += 1;
+    }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        total.passed, total.failed, total.skipped
+    );
+    Ok(if total.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs the story programs on this machine, which has KVM, with a containerd that they share. Called inside the virtual host.
+///
+/// # Errors
+/// When containerd cannot be started.
+pub fn tell(programs: &[PathBuf], only: &[String]) -> Result<ExitCode> {
+    let directory = tempfile::Builder::new()
+        .prefix("node-")
+        .tempdir_in("/run")?;
+    step("starting containerd");
+    let (node, _daemon) = Node::start(directory.path())?;
+    let mut failed = false;
+    for program in programs {
+        step(format!("telling {}", name_of(program)));
+        let status = Command::new(program)
+            .args(["--test-threads=1", "--nocapture"])
+            .args(only)
+            .env(DIRECTORY_VARIABLE, node.directory())
+            .stdin(Stdio::null())
+            .status()
+            .with_context(|| format!("cannot run {}", program.display()))?;
+        failed |= !status.success();
+    }
+    if failed {
+        step(format!("the end of containerd's log:\n{}", node.log_tail()));
+    }
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Runs a command that runs test programs, shows its output and counts the tests.
+fn count_tests(mut command: Command) -> Result<(Count, bool)> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    let count = count_output(&mut child)?;
+    Ok((count, child.wait()?.success()))
+}
+
+fn count_output(child: &mut Child) -> Result<Count> {
+    let mut count = Count::default();
+    let output = child.stdout.take().context("no output to read")?;
+    let mut to = std::io::stdout();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        writeln!(to, "{line}")?;
+        // "test name ... " has no line end before what the test prints.
+        let said = line.rsplit(" ... ").next().unwrap_or(&line);
+        count.take(said);
+    }
+    Ok(count)
+}
+
+/// Builds the stories and returns their programs by name.
+fn story_programs() -> Result<BTreeMap<String, PathBuf>> {
+    let mut command = build::cargo_command();
+    let output = command
+        .args(["test", "--package=orlop-testbed", "--test=*", "--no-run"])
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()?;
+    if !output.status.success() {
+        bail!("the stories do not compile");
+    }
+    let mut programs = BTreeMap::new();
+    for line in output.stdout.split(|byte| *byte == b'\n') {
+        let Ok(message) = serde_json::from_slice::<Value>(line) else {
+            continue;
+        };
+        let is_story = message["target"]["kind"][0] == "test";
+        if let (true, Some(program)) = (is_story, message["executable"].as_str()) {
+            let name = message["target"]["name"].as_str().unwrap_or(program);
+            programs.insert(name.to_owned(), PathBuf::from(program));
+        }
+    }
+    Ok(programs)
+}
+
+fn name_of(program: &Path) -> String {
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.rsplit_once('-').map_or(&*name, |(name, _)| name);
+    name.replace('_', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_add_up_and_a_skipped_story_has_not_passed() {
+        let mut count = Count::default();
+        for line in [
+            "running 3 tests",
+            "skipped: no VFIO here",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.1s",
+            "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s",
+        ] {
+            count.take(line);
+        }
+        let expected = Count {
+            passed: 3,
+            failed: 2,
+            skipped: 2,
+        };
+        assert_eq!(count, expected);
+    }
+}
