@@ -62,9 +62,10 @@ impl Programs {
             Some(4) => "the guest took a fault that it could not handle".to_owned(),
             _ => format!("the VMM ended, {}", describe(status)),
         };
-        match self.console.last_line() {
-            Some(line) => format!("{what}; last on its console: {line}"),
-            None => what,
+        match (self.vmm_output.last_line(), self.console.last_line()) {
+            (Some(line), _) => format!("{what}; it said: {line}"),
+            (None, Some(line)) => format!("{what}; last on its console: {line}"),
+            (None, None) => what,
         }
     }
 }
