@@ -10,13 +10,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The modules that every guest needs, by name: virtio over PCI, the devices that Orlop offers, and the file systems of containers.
-pub const GUEST: [&str; 6] = [
+pub const GUEST: [&str; 8] = [
     "virtio_pci",
     "vmw_vsock_virtio_transport",
     "virtiofs",
     "virtio_blk",
     "virtio_rng",
     "overlay",
+    "button",
+    "evdev",
 ];
 
 /// Why modules were not found.
