@@ -146,7 +146,7 @@ mod tests {
         let mut child = match child {
             Ok(child) => child,
             Err(error) => {
-                eprintln!("skipped: cpio cannot be run: {error}");
+                let _ = writeln!(io::stderr(), "skipped: cpio cannot be run: {error}");
                 return;
             }
         };

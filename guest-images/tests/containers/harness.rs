@@ -1,6 +1,7 @@
 //! An agent that serves on unix sockets, in namespaces of its own, with root file systems made of busybox.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio as ChildStdio};
@@ -43,6 +44,14 @@ pub struct Agent {
     pub client: AgentClient<Channel>,
 }
 
+/// Has cgroup v2 where the agent looks for it.
+const MOUNT_CGROUP: &str = "if [ $(stat -f -c %T /sys/fs/cgroup) != cgroup2fs ]; then mount -t cgroup2 none /sys/fs/cgroup; fi";
+
+/// Says why a test is skipped, past the test harness, which shows no output of tests that pass.
+pub fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+}
+
 /// Why the tests cannot run here, if they cannot.
 fn obstacle() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
@@ -52,7 +61,7 @@ fn obstacle() -> Option<String> {
         return Some("/bin/busybox is missing (apt install busybox-static)".into());
     }
     let mounted = Command::new("unshare")
-        .args(["-m", "mount", "-t", "cgroup2", "none", "/sys/fs/cgroup"])
+        .args(["-m", "sh", "-c", MOUNT_CGROUP])
         .output();
     match mounted {
         Ok(output) if output.status.success() => None,
@@ -68,7 +77,7 @@ impl Agent {
     /// Starts one; `None`, with the reason printed, where that is not possible.
     pub async fn start() -> Option<Self> {
         if let Some(why) = obstacle() {
-            eprintln!("skipped: {why}");
+            skipped(&why);
             return None;
         }
         let directory = tempfile::Builder::new().prefix("agent").tempdir().unwrap();
@@ -82,7 +91,7 @@ impl Agent {
                 "--cgroup",
             ])
             .args(["sh", "-c"])
-            .arg("mount -t cgroup2 none /sys/fs/cgroup && exec \"$0\" serve \"$1\"")
+            .arg(format!("{MOUNT_CGROUP} && exec \"$0\" serve \"$1\""))
             .arg(env!("CARGO_BIN_EXE_orlop-agent"))
             .arg(directory.path())
             .stdin(ChildStdio::null())

@@ -35,11 +35,15 @@ struct Ports {
     streams: Listener,
 }
 
-/// Serves in a guest, over vsock, until it is to end. `phases` is what has passed so far.
+/// Serves in a guest, over vsock, until it is to end. `phases` is what has passed so far; `later` is run in a thread of its own
+/// when the host knows that the guest is ready.
 ///
 /// # Errors
 /// When the guest has no vsock, or the service cannot run.
-pub fn in_guest(mut phases: Vec<Phase>) -> anyhow::Result<()> {
+pub fn in_guest(
+    mut phases: Vec<Phase>,
+    later: impl FnOnce() + Send + 'static,
+) -> anyhow::Result<()> {
     run(async move {
         let listen = |port| {
             Listener::vsock(port)
@@ -51,7 +55,10 @@ pub fn in_guest(mut phases: Vec<Phase>) -> anyhow::Result<()> {
         };
         let places = Places::below(Path::new("/run/orlop"), SHARE_MOUNT.into());
         phases.push(phase("serving"));
-        tokio::spawn(tell_host());
+        tokio::spawn(async {
+            tell_host().await;
+            std::thread::spawn(later);
+        });
         serve(ports, places, phases).await
     })
 }

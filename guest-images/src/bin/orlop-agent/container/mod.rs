@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -109,6 +110,8 @@ struct Container {
     init: Arc<Process>,
     cgroup: Cgroup,
     execs: Mutex<HashMap<Id, Arc<Process>>>,
+    /// How many further processes are being made right now.
+    launching: AtomicUsize,
 }
 
 /// What a container is to be.
@@ -156,6 +159,7 @@ impl Containers {
                     init,
                     cgroup,
                     execs: Mutex::default(),
+                    launching: AtomicUsize::new(0),
                 };
                 known.insert(creation.id, Entry::Ready(Arc::new(container)));
                 Ok(pid)
@@ -278,10 +282,15 @@ impl Containers {
             terminal: process.terminal,
             stdio: process.stdio,
         };
-        let live = process
+        container.launching.fetch_add(1, Ordering::Relaxed);
+        let made = process
             .make(launch(&self.reaper, &self.places, request))
-            .await?;
+            .await;
+        if container.launching.fetch_sub(1, Ordering::Relaxed) == 1 {
+            remove_leftovers(&self.places.state.join(id.container.as_str()));
+        }
         let _ = fs::remove_file(file);
+        let live = made?;
         process.set_started();
         Ok(live.pid.unsigned_abs())
     }
@@ -481,6 +490,15 @@ impl Container {
 
     fn execs(&self) -> MutexGuard<'_, HashMap<Id, Arc<Process>>> {
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Removes what libcontainer leaves in a container's state for every further process: its sockets. None must be in the making.
+fn remove_leftovers(state: &Path) {
+    for entry in fs::read_dir(state).into_iter().flatten().flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(b"tenant-") {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 

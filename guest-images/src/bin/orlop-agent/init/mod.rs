@@ -6,6 +6,7 @@
 //! Whatever goes wrong in here is said on the console, and the guest powers off: a first process that exits is a kernel panic,
 //! and one that hangs is a guest that nobody hears of again.
 
+mod button;
 mod modules;
 mod mounts;
 mod network;
@@ -42,7 +43,7 @@ fn run() -> anyhow::Result<()> {
     let mut phases = vec![phase("init")];
     mounts::early()?;
     console::log_to_kernel(log_level());
-    modules::load_all()?;
+    let later = modules::load()?;
     phases.push(phase("modules"));
     root::leave_initramfs()?;
     mounts::late()?;
@@ -50,7 +51,10 @@ fn run() -> anyhow::Result<()> {
     nix::unistd::sethostname(HOSTNAME).context("cannot set the host name")?;
     power::keep_to_ourselves();
     phases.push(phase("mounts"));
-    serve::in_guest(phases)
+    serve::in_guest(phases, move || {
+        later.load();
+        button::watch();
+    })
 }
 
 /// A phase that ends now.
