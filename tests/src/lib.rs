@@ -12,6 +12,7 @@
 
 pub mod cache;
 pub mod containerd;
+pub mod cpio;
 pub mod host;
 pub mod image;
 pub mod leaks;

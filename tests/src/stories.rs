@@ -132,6 +132,7 @@ pub fn tell(programs: &[PathBuf], only: &[String]) -> Result<ExitCode> {
             .args(["--test-threads=1", "--nocapture"])
             .args(only)
             .env(DIRECTORY_VARIABLE, node.directory())
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
             .status()
             .with_context(|| format!("cannot run {}", program.display()))?;

@@ -4,7 +4,6 @@
 //! in the file system that it shares with its maker.
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -12,6 +11,7 @@ use anyhow::{Context, Result};
 use super::channel::Job;
 use super::kernel::Kernel;
 use super::modules::Modules;
+use crate::cpio::{Archive, DIRECTORY, FILE, LINK, PROGRAM};
 
 /// The tag of the 9p share that holds this machine's root.
 pub const ROOT_TAG: &str = "host";
@@ -34,20 +34,20 @@ pub fn write(output: &Path, kernel: &Kernel, job: &Job) -> Result<()> {
 
     let mut archive = Archive::default();
     for directory in ["bin", "dev", "modules", "proc", "root", "sys"] {
-        archive.add(directory, 0o040_755, &[])?;
+        archive.add(directory, DIRECTORY, &[])?;
     }
-    archive.add("bin/busybox", 0o100_755, &busybox)?;
-    archive.add("bin/sh", 0o120_777, b"busybox")?;
+    archive.add("bin/busybox", PROGRAM, &busybox)?;
+    archive.add("bin/sh", LINK, b"busybox")?;
     let mut names = Vec::new();
     for module in &modules {
         let name = PathBuf::from("modules").join(module.file_name().context("a module's name")?);
         let content =
             fs::read(module).with_context(|| format!("cannot read {}", module.display()))?;
-        archive.add(&name.to_string_lossy(), 0o100_644, &content)?;
+        archive.add(&name.to_string_lossy(), FILE, &content)?;
         names.push(name);
     }
-    archive.add("job", 0o100_600, &serde_json::to_vec(job)?)?;
-    archive.add("init", 0o100_755, script(&names, &myself).as_bytes())?;
+    archive.add("job", FILE, &serde_json::to_vec(job)?)?;
+    archive.add("init", PROGRAM, script(&names, &myself).as_bytes())?;
     fs::write(output, archive.finish()?)
         .with_context(|| format!("cannot write {}", output.display()))
 }
@@ -81,69 +81,9 @@ fn quote(path: &Path) -> String {
     format!("'{}'", path.to_string_lossy().replace('\'', r"'\''"))
 }
 
-/// A cpio archive in the "newc" form, the one that the kernel unpacks (its `Documentation/driver-api/early-userspace`).
-#[derive(Default)]
-struct Archive {
-    bytes: Vec<u8>,
-    entries: u32,
-}
-
-impl Archive {
-    fn add(&mut self, name: &str, mode: u32, content: &[u8]) -> io::Result<()> {
-        self.entries += 1;
-        let too_large = |_| io::Error::from(io::ErrorKind::FileTooLarge);
-        let size = u32::try_from(content.len()).map_err(too_large)?;
-        let name_size = u32::try_from(name.len() + 1).map_err(too_large)?;
-        // magic, then: inode, mode, uid, gid, links, mtime, size, device (2), special device (2), name's size, checksum
-        let (inode, links) = (self.entries, 1);
-        let fields = [inode, mode, 0, 0, links, 0, size, 0, 0, 0, 0, name_size, 0];
-        write!(self.bytes, "070701")?;
-        for field in fields {
-            write!(self.bytes, "{field:08X}")?;
-        }
-        self.bytes.extend_from_slice(name.as_bytes());
-        self.bytes.push(0);
-        self.align();
-        self.bytes.extend_from_slice(content);
-        self.align();
-        Ok(())
-    }
-
-    fn align(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
-    }
-
-    fn finish(mut self) -> io::Result<Vec<u8>> {
-        self.add("TRAILER!!!", 0, &[])?;
-        Ok(self.bytes)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Command, Stdio};
-
-    #[test]
-    fn cpio_reads_the_archive() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut archive = Archive::default();
-        archive.add("d", 0o040_755, &[]).unwrap();
-        archive.add("d/file", 0o100_644, b"odd").unwrap();
-        archive.add("d/link", 0o120_777, b"file").unwrap();
-        // busybox is what the testbed needs in any case; it has cpio.
-        let mut cpio = Command::new(BUSYBOX)
-            .args(["cpio", "-id"])
-            .current_dir(&directory)
-            .stdin(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let bytes = archive.finish().unwrap();
-        cpio.stdin.take().unwrap().write_all(&bytes).unwrap();
-        assert!(cpio.wait().unwrap().success());
-        assert_eq!(fs::read(directory.path().join("d/link")).unwrap(), b"odd");
-    }
 
     #[test]
     fn paths_are_quoted() {

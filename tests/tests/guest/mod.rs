@@ -1,0 +1,147 @@
+//! A small guest of the stories' own: Debian's cloud kernel, busybox and a script as process 1.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use orlop_proto::connect;
+use orlop_proto::vmm::v1::vmm_client::VmmClient;
+use orlop_testbed::cache::Cache;
+use orlop_testbed::containerd::ctr::{Done, Running};
+use orlop_testbed::cpio::{Archive, DIRECTORY, FILE, LINK, PROGRAM};
+use orlop_testbed::host::kernel;
+use orlop_testbed::host::modules::Modules;
+use orlop_testbed::setup::build;
+use tempfile::TempDir;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+/// How long anything about one guest may take.
+pub const LIMIT: Duration = Duration::from_secs(120);
+
+/// The modules that the script's `load` can load.
+const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_rng"];
+
+/// The kernel command line: that of the design, so that what users run is what is tested.
+const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd \
+     swiotlb=noforce cryptomgr.notests tsc=reliable random.trust_cpu=1";
+
+/// The form of the kernel.
+#[derive(Debug, Clone, Copy)]
+pub enum Kernel {
+    /// Debian's `vmlinuz`, as packaged.
+    BzImage,
+    /// The ELF image in it.
+    Vmlinux,
+}
+
+/// A guest that runs a script.
+pub struct Guest {
+    directory: TempDir,
+    kernel: PathBuf,
+}
+
+impl Guest {
+    /// Prepares a guest whose process 1 runs `script`.
+    pub fn new(kernel: Kernel, script: &str) -> Self {
+        let cache = Cache::open().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let initramfs = initramfs(&cache, script);
+        fs::write(directory.path().join("initramfs"), initramfs).unwrap();
+        let kernel = match kernel {
+            Kernel::BzImage => cache.guest_vmlinuz(),
+            Kernel::Vmlinux => cache.guest_vmlinux(),
+        };
+        Self { directory, kernel }
+    }
+
+    /// A path in the guest's directory on this machine.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Starts the VMM with further arguments.
+    pub fn start(&self, arguments: &[&str]) -> Running {
+        let mut command = Command::new(build::programs_directory().join("orlop"));
+        command.arg("run");
+        if !arguments.contains(&"--name") {
+            command.args(["--name", "story"]);
+        }
+        if !arguments.contains(&"--console") {
+            command.args(["--console", "stdio"]);
+        }
+        command.arg("--kernel").arg(&self.kernel);
+        command.arg("--initramfs").arg(self.path("initramfs"));
+        command.args(["--memory", "256M", "--cmdline", COMMAND_LINE]);
+        command.args(arguments);
+        Running::start(command, &[]).unwrap()
+    }
+
+    /// Runs the VMM to its end.
+    pub fn run(&self, arguments: &[&str]) -> Done {
+        self.start(arguments).wait(LIMIT).unwrap()
+    }
+}
+
+fn initramfs(cache: &Cache, script: &str) -> Vec<u8> {
+    let kernel = kernel::Kernel::find(&cache.guest_kernel()).unwrap();
+    let modules = Modules::read(&kernel.modules).unwrap();
+    let mut archive = Archive::default();
+    for directory in ["bin", "dev", "modules", "proc", "sys"] {
+        archive.add(directory, DIRECTORY, &[]).unwrap();
+    }
+    let busybox = fs::read("/bin/busybox").unwrap();
+    archive.add("bin/busybox", PROGRAM, &busybox).unwrap();
+    archive.add("bin/sh", LINK, b"busybox").unwrap();
+    let mut init =
+        String::from("#!/bin/sh\n/bin/busybox --install -s /bin\nload() { insmod_$1; }\n");
+    let mut known = Vec::new();
+    for name in MODULES {
+        init.push_str(&format!("insmod_{name}() {{ :"));
+        for file in modules.in_load_order(&[name]).unwrap() {
+            let short = file.file_name().unwrap().to_str().unwrap().to_owned();
+            init.push_str(&format!("; insmod /modules/{short} 2>/dev/null"));
+            if !known.contains(&short) {
+                let content = fs::read(&file).unwrap();
+                let path = format!("modules/{short}");
+                archive.add(&path, FILE, &content).unwrap();
+                known.push(short);
+            }
+        }
+        init.push_str("; }\n");
+    }
+    init.push_str(
+        "mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n",
+    );
+    init.push_str("load virtio_pci\n");
+    init.push_str(script);
+    init.push('\n');
+    archive.add("init", PROGRAM, init.as_bytes()).unwrap();
+    archive.finish().unwrap()
+}
+
+/// Makes one call to the VMM at `socket`.
+pub fn control<T>(
+    socket: &Path,
+    call: impl AsyncFnOnce(VmmClient<Channel>) -> Result<Response<T>, Status>,
+) -> Result<T, Status> {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let channel = connect::unix(socket)
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        call(VmmClient::new(channel))
+            .await
+            .map(Response::into_inner)
+    })
+}
+
+/// Waits until something holds.
+pub fn until(what: &str, holds: impl Fn() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !holds() {
+        assert!(Instant::now() < end, "{what}: not within {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,265 @@
+//! Pods, as the kubelet runs them through the CRI.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Stage, host_kernel, processes, stage};
+use orlop_testbed::containerd::cri::{Container, Cri, Pod};
+use orlop_testbed::containerd::exec::stream;
+
+/// A command that goes on until it is told to end, and then ends at once.
+const WAIT: &[&str] = &["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"];
+const LIMIT: Duration = Duration::from_secs(240);
+
+#[test]
+fn two_containers_of_a_pod_share_one_guest() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let pod = cri.run_pod("pair").unwrap();
+    let first = cri.run(&pod, &Container::busybox("first", WAIT)).unwrap();
+    let second = cri.run(&pod, &Container::busybox("second", WAIT)).unwrap();
+
+    let boot_id = |container: &str| output(&cri, container, "cat /proc/sys/kernel/random/boot_id");
+    assert_eq!(boot_id(&first), boot_id(&second), "each has its own guest");
+    assert_ne!(output(&cri, &first, "uname -r").trim(), host_kernel());
+    assert_eq!(processes("orlop").len(), 1, "a pod is one VM");
+    assert_eq!(processes("containerd-shim-orlop-v2").len(), 1);
+
+    // They are apart in all else: the root, the processes.
+    output(&cri, &first, "touch /only-in-first");
+    let exists = cri
+        .exec(&second, &["test", "-e", "/only-in-first"])
+        .unwrap();
+    assert_eq!(exists.exit_code, 1, "the containers share a root");
+
+    // A container that ends takes neither the other nor the guest with it.
+    cri.stop(&first, 10).unwrap();
+    assert_eq!(output(&cri, &second, "echo alive"), "alive\n");
+    assert!(cri.is_pod_ready(&pod).unwrap());
+    cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_containers_output_is_in_its_log_and_its_status_in_its_state() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let pod = cri.run_pod("log").unwrap();
+    let script = ["sh", "-c", "echo said; echo warned >&2; exit 7"];
+    let container = cri
+        .run(&pod, &Container::busybox("speaker", &script))
+        .unwrap();
+    assert_eq!(cri.wait(&container, LIMIT).unwrap().exit_code, 7);
+    let log = cri.log(&pod, "speaker").unwrap();
+    assert!(log.contains("said\n") && log.contains("warned\n"), "{log}");
+    cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_command_in_a_container_has_its_streams_and_its_status() {
+    let Some((stage, cri, pod, container)) = running("exec") else {
+        return;
+    };
+    let done = cri
+        .exec(&container, &["sh", "-c", "echo out; echo err >&2; exit 3"])
+        .unwrap();
+    assert_eq!(done.stdout, b"out\n");
+    assert_eq!(done.stderr, b"err\n");
+    assert_eq!(done.exit_code, 3);
+
+    let script = [
+        "sh",
+        "-c",
+        "echo err >&2; read line; echo \"heard $line\"; exit 4",
+    ];
+    let address = cri.exec_address(&container, &script, false).unwrap();
+    let done = stream(&address, b"hello\n", LIMIT).unwrap();
+    assert_eq!(String::from_utf8_lossy(&done.stdout), "heard hello\n");
+    assert_eq!(String::from_utf8_lossy(&done.stderr), "err\n");
+    assert_eq!(done.status, 4);
+    cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_command_with_a_terminal_has_one() {
+    let Some((stage, cri, pod, container)) = running("terminal") else {
+        return;
+    };
+    let script = [
+        "sh",
+        "-c",
+        "test -t 0 && test -t 1 && echo on-a-terminal; read l; echo got=$l; exit 5",
+    ];
+    let address = cri.exec_address(&container, &script, true).unwrap();
+    let done = stream(&address, b"typed\n", LIMIT).unwrap();
+    let output = String::from_utf8_lossy(&done.stdout);
+    // A terminal writes what is typed, and ends lines with CR LF.
+    assert!(output.contains("on-a-terminal\r\n"), "{output:?}");
+    assert!(output.contains("got=typed\r\n"), "{output:?}");
+    assert_eq!(done.status, 5);
+    cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn ten_megabytes_pass_through_a_command_in_a_container_unchanged() {
+    let Some((stage, cri, pod, container)) = running("bytes") else {
+        return;
+    };
+    let bytes: Vec<u8> = (0..10_u32 << 20)
+        .map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3])
+        .collect();
+    // This protocol cannot close standard input, so the command counts.
+    let size = bytes.len().to_string();
+    let address = cri
+        .exec_address(&container, &["head", "-c", &size], false)
+        .unwrap();
+    let done = stream(&address, &bytes, LIMIT).unwrap();
+    assert_eq!(done.status, 0);
+    assert_eq!(done.stdout.len(), bytes.len());
+    assert!(done.stdout == bytes, "the bytes differ");
+    cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_missing_program_is_an_error_when_the_container_starts() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let pod = cri.run_pod("missing").unwrap();
+    let container = Container::busybox("wrong", &["/bin/no-such-program"]);
+    let error = cri.run(&pod, &container).unwrap_err();
+    let message = error.message();
+    assert!(message.contains("no-such-program"), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+
+    // The same for a command in a container that runs; the pod is none the worse.
+    let container = cri.run(&pod, &Container::busybox("right", WAIT)).unwrap();
+    let started = Instant::now();
+    let error = cri.exec(&container, &["/bin/no-such-program"]).unwrap_err();
+    assert!(error.message().contains("no-such-program"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(60), "not at once");
+    cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_container_is_asked_to_end_and_then_killed() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let pod = cri.run_pod("end").unwrap();
+    let polite = ["sh", "-c", "trap 'exit 42' TERM; while :; do sleep 1; done"];
+    let polite = cri
+        .run(&pod, &Container::busybox("polite", &polite))
+        .unwrap();
+    let stubborn = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"];
+    let stubborn = cri
+        .run(&pod, &Container::busybox("stubborn", &stubborn))
+        .unwrap();
+    // A shell takes a moment to set its traps.
+    std::thread::sleep(Duration::from_secs(3));
+
+    cri.stop(&polite, 60).unwrap();
+    assert_eq!(cri.status(&polite).unwrap().exit_code, 42);
+    let started = Instant::now();
+    cri.stop(&stubborn, 3).unwrap();
+    assert_eq!(cri.status(&stubborn).unwrap().exit_code, 137);
+    assert!(
+        started.elapsed() >= Duration::from_secs(3),
+        "no grace was given"
+    );
+    cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_file_of_the_machine_can_be_mounted_into_a_container() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let directory = tempfile::tempdir_in(stage.node.directory()).unwrap();
+    let file = directory.path().join("settings");
+    std::fs::write(&file, "colour=blue\n").unwrap();
+    let pod = cri.run_pod("mount").unwrap();
+    let container = Container {
+        mounts: &[("/etc/settings", file.to_str().unwrap())],
+        ..Container::busybox("reader", WAIT)
+    };
+    let container = cri.run(&pod, &container).unwrap();
+    assert_eq!(
+        output(&cri, &container, "cat /etc/settings"),
+        "colour=blue\n"
+    );
+    cri.remove_pod(&pod).unwrap();
+    drop(directory);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn ten_pods_one_after_another_and_nothing_grows() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let one = |number: u32| {
+        let pod = cri.run_pod(&format!("row-{number}")).unwrap();
+        let script = ["sh", "-c", "uname -r; exit 9"];
+        let container = cri
+            .run(&pod, &Container::busybox("brief", &script))
+            .unwrap();
+        assert_eq!(cri.wait(&container, LIMIT).unwrap().exit_code, 9);
+        cri.remove_pod(&pod).unwrap();
+    };
+    // The first pods fill caches and start threads that stay.
+    (0..2).for_each(one);
+    let before = Size::of(&stage);
+    (2..12).for_each(one);
+    let after = Size::of(&stage);
+    assert!(
+        after.descriptors <= before.descriptors + 3,
+        "containerd's descriptors: {before:?}, then {after:?}"
+    );
+    assert!(
+        after.memory_kib <= before.memory_kib + 24 * 1024,
+        "containerd's memory: {before:?}, then {after:?}"
+    );
+    stage.leaves_nothing();
+}
+
+/// What may grow in containerd when a pod is not wholly forgotten.
+#[derive(Debug)]
+struct Size {
+    descriptors: usize,
+    memory_kib: u64,
+}
+
+impl Size {
+    fn of(stage: &Stage) -> Self {
+        let process = format!("/proc/{}", stage.node.process().unwrap());
+        let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
+        let memory_kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB"))
+            .unwrap();
+        Self {
+            descriptors: std::fs::read_dir(format!("{process}/fd")).unwrap().count(),
+            memory_kib: memory_kib.trim().parse().unwrap(),
+        }
+    }
+}
+
+fn output(cri: &Cri, container: &str, script: &str) -> String {
+    let done = cri.exec(container, &["sh", "-c", script]).unwrap();
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.exit_code, 0, "{script}: {error}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
+/// A pod with one container that waits.
+fn running(name: &str) -> Option<(Stage, Cri, Pod, String)> {
+    let stage = stage()?;
+    let cri = stage.cri();
+    let pod = cri.run_pod(name).unwrap();
+    let container = cri.run(&pod, &Container::busybox("main", WAIT)).unwrap();
+    Some((stage, cri, pod, container))
+}

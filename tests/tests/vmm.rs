@@ -1,0 +1,161 @@
+//! The VMM on its own, as people start it with `orlop run`.
+
+mod common;
+mod guest;
+
+use std::fs;
+use std::time::Duration;
+
+use common::stage;
+use guest::{Guest, Kernel, control};
+use orlop_proto::vmm::v1::{
+    DescribeRequest, KillRequest, Outcome, PauseRequest, ResumeRequest, VmState, WaitRequest,
+};
+
+#[test]
+fn a_debian_kernel_boots_from_its_elf_image() {
+    boots(Kernel::Vmlinux, 1);
+}
+
+#[test]
+fn a_debian_kernel_boots_from_its_elf_image_on_two_processors() {
+    boots(Kernel::Vmlinux, 2);
+}
+
+#[test]
+fn a_debian_kernel_boots_as_it_is_packaged() {
+    boots(Kernel::BzImage, 1);
+}
+
+#[test]
+fn a_debian_kernel_boots_as_it_is_packaged_on_two_processors() {
+    boots(Kernel::BzImage, 2);
+}
+
+fn boots(kernel: Kernel, cpus: u32) {
+    let Some(stage) = stage() else { return };
+    let guest = Guest::new(kernel, "echo processors $(nproc); poweroff -f");
+    let ended = guest.run(&["--cpus", &cpus.to_string()]);
+    assert!(
+        ended.output().contains(&format!("processors {cpus}\r\n")),
+        "{ended:?}"
+    );
+    assert_eq!(ended.status, 0, "powered off: {}", ended.error());
+    drop(guest);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_guest_that_resets_itself_is_told_by_status_3() {
+    let Some(stage) = stage() else { return };
+    let guest = Guest::new(Kernel::Vmlinux, "reboot -f");
+    let ended = guest.run(&[]);
+    assert_eq!(ended.status, 3, "{}", ended.error());
+    drop(guest);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_guest_reads_and_writes_its_disks() {
+    let Some(stage) = stage() else { return };
+    let script = "load virtio_blk; head -c 6 /dev/vda; echo; \
+                  echo written | dd of=/dev/vda bs=512 seek=2 conv=fsync,notrunc 2>/dev/null; \
+                  echo size $(blockdev --getsize64 /dev/vda); \
+                  echo no >/dev/vdb && echo read-only disk written; poweroff -f";
+    let guest = Guest::new(Kernel::Vmlinux, script);
+    let (disk, fixed) = (guest.path("disk"), guest.path("fixed"));
+    let mut content = vec![0; 1 << 20];
+    content[..6].copy_from_slice(b"hello\n");
+    fs::write(&disk, &content).unwrap();
+    fs::write(&fixed, &content).unwrap();
+    let ended = guest.run(&[
+        "--disk",
+        &format!("path={}", disk.display()),
+        "--disk",
+        &format!("path={},readonly", fixed.display()),
+    ]);
+    let output = ended.output();
+    assert!(output.contains("hello\r\n"), "{ended:?}");
+    assert!(output.contains("size 1048576\r\n"), "{ended:?}");
+    assert!(!output.contains("read-only disk written"), "{ended:?}");
+    assert_eq!(&fs::read(&disk).unwrap()[1024..1032], b"written\n");
+    assert_eq!(fs::read(&fixed).unwrap(), content);
+    drop(guest);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_guest_has_random_numbers_from_the_host() {
+    let Some(stage) = stage() else { return };
+    let script = "load virtio_rng; cat /sys/class/misc/hw_random/rng_current; \
+                  echo bytes $(head -c 64 /dev/hwrng | wc -c); poweroff -f";
+    let guest = Guest::new(Kernel::Vmlinux, script);
+    let ended = guest.run(&[]);
+    assert!(ended.output().contains("virtio_rng"), "{ended:?}");
+    assert!(ended.output().contains("bytes 64\r\n"), "{ended:?}");
+    drop(guest);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_vm_is_described_paused_resumed_and_killed_through_its_control_socket() {
+    let Some(stage) = stage() else { return };
+    let script = "n=0; while :; do n=$((n+1)); echo tick $n; sleep 0.2; done";
+    let guest = Guest::new(Kernel::Vmlinux, script);
+    let console = guest.path("console");
+    let socket = guest.path("control");
+    let running = guest.start(&[
+        "--name",
+        "ticker",
+        "--cpus",
+        "2",
+        "--console",
+        &format!("file={}", console.display()),
+        "--api-socket",
+        socket.to_str().unwrap(),
+    ]);
+    let ticks = || {
+        let text = fs::read(&console).unwrap_or_default();
+        String::from_utf8_lossy(&text).matches("tick ").count()
+    };
+    guest::until("the guest ticks", || ticks() > 0);
+
+    let wait = std::thread::spawn({
+        let socket = socket.clone();
+        move || control(&socket, async |mut vm| vm.wait(WaitRequest {}).await)
+    });
+    let describe = || {
+        control(&socket, async |mut vm| {
+            vm.describe(DescribeRequest {}).await
+        })
+    };
+    let vm = describe().unwrap();
+    assert_eq!(vm.name, "ticker");
+    assert_eq!(vm.vcpus, 2);
+    assert_eq!(vm.memory_bytes, 256 << 20);
+    assert_eq!(vm.pid, running.id());
+    assert_eq!(vm.state(), VmState::Running);
+    assert!(
+        vm.devices.iter().any(|device| device.kind == "virtio-rng"),
+        "{vm:?}"
+    );
+
+    control(&socket, async |mut vm| vm.pause(PauseRequest {}).await).unwrap();
+    assert_eq!(describe().unwrap().state(), VmState::Paused);
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(ticks(), before, "the guest goes on while paused");
+
+    control(&socket, async |mut vm| vm.resume(ResumeRequest {}).await).unwrap();
+    assert_eq!(describe().unwrap().state(), VmState::Running);
+    guest::until("the guest goes on", || ticks() > before);
+
+    // The answer to Kill may be lost with the VM.
+    let _ = control(&socket, async |mut vm| vm.kill(KillRequest {}).await);
+    assert_eq!(running.wait(guest::LIMIT).unwrap().status, 137);
+    let ended = wait.join().unwrap().unwrap();
+    assert_eq!(ended.outcome(), Outcome::Killed, "{}", ended.message);
+    assert!(!socket.exists(), "the socket is left");
+    drop(guest);
+    stage.leaves_nothing();
+}
