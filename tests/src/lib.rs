@@ -5,7 +5,7 @@
 //! - [`setup`]: everything that a fresh Debian 12 lacks, installed or built once and kept in the [`cache`].
 //! - [`containerd`]: a containerd of one's own with Orlop in it, and its clients; [`image`]: images for it;
 //! - [`leaks`]: what a machine holds, before and after;
-//! - [`stories`]: `cargo testbed test`;
+//! - [`demo`]: `cargo testbed demo`; [`stories`]: `cargo testbed test`;
 //! - [`progress`]: what people see while that happens.
 //!
 //! The binary (`cargo testbed`) is a thin command line over these rooms; the stories themselves are in `tests/tests`.
@@ -13,6 +13,7 @@
 pub mod cache;
 pub mod containerd;
 pub mod cpio;
+pub mod demo;
 pub mod host;
 pub mod image;
 pub mod leaks;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use orlop_testbed::{host, progress, setup, stories};
+use orlop_testbed::{demo, host, progress, setup, stories};
 
 /// Runs Orlop's demo and tests on any Debian 12, with or without hardware virtualisation.
 #[derive(Parser)]
@@ -22,6 +22,11 @@ enum What {
     Setup,
     /// Run a command where KVM is: here if this machine has it, else in the virtual host
     Host(HostArguments),
+    /// Show a pod in a KVM guest, from nothing
+    Demo,
+    /// Not for people: the demo, on a machine that has KVM
+    #[command(hide = true)]
+    Demonstrate,
     /// Run all tests: the unit tests here, the stories where KVM is
     Test {
         /// Only stories whose names contain one of these; no unit tests then
@@ -66,6 +71,8 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().what {
         What::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         What::Host(arguments) => run_on_host(arguments),
+        What::Demo => demo::run(),
+        What::Demonstrate => demo::demonstrate(),
         What::Test { only } => stories::test(&only),
         What::Stories { programs, only } => stories::tell(&programs, &only),
         What::Inside => host::inside::main(),

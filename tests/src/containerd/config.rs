@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{HANDLER, Node, RUNTIME};
+use super::{BRIDGE, HANDLER, Node, RUNTIME};
 use crate::image;
 
 /// The configuration of Orlop's shims.
@@ -98,7 +98,7 @@ fn network(node: &Node) -> String {
         "name": "pods",
         "plugins": [{
             "type": "bridge",
-            "bridge": "orlop-cni0",
+            "bridge": BRIDGE,
             "isGateway": true,
             "ipam": {
                 "type": "host-local",

@@ -1,7 +1,10 @@
 //! A client of containerd's CRI, the interface through which the kubelet speaks to it. Calls block.
 
 use std::collections::HashMap;
+use std::fs;
 use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -117,14 +120,19 @@ impl Cri {
             labels: HashMap::new(),
             annotations: HashMap::new(),
             linux: Some(v1::LinuxPodSandboxConfig {
-                cgroup_parent: format!("/pods/{uid}"),
+                cgroup_parent: format!("/pod-{uid}"),
             }),
         };
+        make_cgroup(&config).map_err(|error| Status::internal(error.to_string()))?;
         let mut client = self.client.clone();
         let answer = self.call(client.run_pod_sandbox(v1::RunPodSandboxRequest {
             config: Some(config.clone()),
             runtime_handler: handler.to_owned(),
-        }))?;
+        }));
+        if answer.is_err() {
+            let _ = fs::remove_dir(cgroup(&config));
+        }
+        let answer = answer?;
         Ok(Pod {
             id: answer.pod_sandbox_id,
             config,
@@ -275,10 +283,10 @@ impl Cri {
     ///
     /// # Errors
     /// When there is no log.
-    pub fn log(&self, pod: &Pod, name: &str) -> std::io::Result<String> {
-        let path = std::path::Path::new(&pod.config.log_directory).join(format!("{name}.log"));
+    pub fn log(&self, pod: &Pod, name: &str) -> io::Result<String> {
+        let path = Path::new(&pod.config.log_directory).join(format!("{name}.log"));
         // Each line is: time, stream, F or P, text.
-        Ok(std::fs::read_to_string(path)?
+        Ok(fs::read_to_string(path)?
             .lines()
             .filter_map(|line| line.splitn(4, ' ').nth(3))
             .map(|line| format!("{line}\n"))
@@ -311,6 +319,8 @@ impl Cri {
         self.call(client.remove_pod_sandbox(v1::RemovePodSandboxRequest {
             pod_sandbox_id: pod.id.clone(),
         }))?;
+        // One that cannot be removed holds processes; whoever looks for what is left finds it.
+        let _ = fs::remove_dir(cgroup(&pod.config));
         Ok(())
     }
 
@@ -328,4 +338,17 @@ impl Cri {
             }
         })
     }
+}
+
+/// The pod's cgroup, which the kubelet would make before the pod and remove after it.
+fn cgroup(config: &v1::PodSandboxConfig) -> PathBuf {
+    let parent = config.linux.as_ref().map(|linux| &*linux.cgroup_parent);
+    Path::new("/sys/fs/cgroup").join(parent.unwrap_or("/").trim_start_matches('/'))
+}
+
+fn make_cgroup(config: &v1::PodSandboxConfig) -> io::Result<()> {
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        fs::create_dir_all(cgroup(config))?;
+    }
+    Ok(())
 }

@@ -30,6 +30,26 @@ pub const RUNTIME: &str = "io.containerd.orlop.v2";
 /// The handler of Orlop as a RuntimeClass names it.
 pub const HANDLER: &str = "orlop";
 
+/// The bridge that pods are connected to.
+const BRIDGE: &str = "orlop-cni0";
+
+/// What is below a node's directory. Those inside `root` and `state` containerd makes with its first container, and keeps:
+/// made here, they are not taken for something that this container left.
+const DIRECTORIES: &[&str] = &[
+    "cni",
+    "images",
+    "logs",
+    "orlop",
+    "root/io.containerd.grpc.v1.cri/containers",
+    "root/io.containerd.grpc.v1.cri/sandboxes",
+    "root/io.containerd.runtime.v2.task/default",
+    "root/io.containerd.runtime.v2.task/k8s.io",
+    "state/io.containerd.grpc.v1.cri/containers",
+    "state/io.containerd.grpc.v1.cri/sandboxes",
+    "state/io.containerd.runtime.v2.task/default",
+    "state/io.containerd.runtime.v2.task/k8s.io",
+];
+
 /// Names the node's directory to the stories.
 pub const DIRECTORY_VARIABLE: &str = "ORLOP_TESTBED_NODE";
 
@@ -57,10 +77,13 @@ impl Node {
         let node = Self {
             directory: directory.to_owned(),
         };
-        for part in ["root", "state", "cni", "images", "logs"] {
+        for part in DIRECTORIES {
             fs::create_dir_all(directory.join(part))?;
         }
+        // containerd 1.x puts the shims' sockets there, whatever its configuration says.
+        fs::create_dir_all("/run/containerd/s")?;
         config::write(&node)?;
+        make_bridge()?;
         node.write_orlop_config(&node.orlop_config()?)?;
         let mut daemon = Daemon {
             process: node.spawn()?,
@@ -213,8 +236,29 @@ impl Node {
     }
 }
 
+/// Makes the pods' bridge before the first pod would, so that it is the node's and not left by that pod.
+fn make_bridge() -> Result<()> {
+    if Path::new("/sys/class/net").join(BRIDGE).exists() {
+        return Ok(());
+    }
+    for line in [
+        &["link", "add", BRIDGE, "type", "bridge"][..],
+        &["link", "set", BRIDGE, "up"],
+    ] {
+        let done = Command::new("ip").args(line).output();
+        let done = done.context("cannot run ip; `cargo testbed setup` installs iproute2")?;
+        if !done.status.success() {
+            let said = String::from_utf8_lossy(&done.stderr);
+            bail!("cannot make the bridge {BRIDGE}: {}", said.trim());
+        }
+    }
+    Ok(())
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
+        // Only the name of the bridge is lost if this fails.
+        let _ = Command::new("ip").args(["link", "del", BRIDGE]).status();
         let _ = kill(
             Pid::from_raw(self.process.id().cast_signed()),
             Signal::SIGTERM,
