@@ -59,6 +59,8 @@ async fn serve(cli: &Cli) -> anyhow::Result<()> {
         Spawner::new()?,
     ));
     pod.begin()?;
+    // The pod's sockets are named relative to it; and no file system of a bundle is kept busy.
+    std::env::set_current_dir(pod.directory.path()).context("cannot enter the pod's directory")?;
     logging::also_to(&pod.directory.file("shim.log"));
     phase("shim-started", &cli.id);
 

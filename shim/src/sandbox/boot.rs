@@ -17,6 +17,7 @@ use orlop_proto::connect;
 
 use super::Pod;
 use super::output::Output;
+use super::state::sockets;
 use super::vm::{Programs, Vm};
 use crate::logging::phase;
 use crate::process::spawn::{INHERITED_FD, Running};
@@ -70,10 +71,8 @@ pub enum BootError {
 /// # Errors
 /// When it does not come up; then nothing of it is left running.
 pub(super) async fn boot(pod: &Pod) -> Result<Vm, BootError> {
-    let vsock = pod.directory.vsock();
-    let mut ready_path = vsock.clone().into_os_string();
-    ready_path.push(format!("_{CONTROL_PORT}"));
-    let ready_path = PathBuf::from(ready_path);
+    let vsock = PathBuf::from(sockets::VSOCK);
+    let ready_path = PathBuf::from(format!("{}_{CONTROL_PORT}", sockets::VSOCK));
     let ready = listen(&ready_path)?;
 
     let booted = try_boot(pod, ready).await;
@@ -90,12 +89,11 @@ pub(super) async fn boot(pod: &Pod) -> Result<Vm, BootError> {
 }
 
 async fn try_boot(pod: &Pod, ready: UnixListener) -> Result<Programs, BootError> {
-    let fs_path = pod.directory.file("fs.sock");
-    let (virtiofsd, fs_output) = start_virtiofsd(pod, listen(&fs_path)?).await?;
+    let (virtiofsd, fs_output) = start_virtiofsd(pod, listen(Path::new(sockets::FS))?).await?;
     save(pod, None, &virtiofsd)?;
     phase("virtiofsd-started", &pod.id);
 
-    let (vmm, vmm_output, console) = start_vmm(pod, &fs_path).await?;
+    let (vmm, vmm_output, console) = start_vmm(pod).await?;
     save(pod, Some(&vmm), &virtiofsd)?;
     phase("vmm-started", &pod.id);
 
@@ -113,7 +111,7 @@ async fn try_boot(pod: &Pod, ready: UnixListener) -> Result<Programs, BootError>
                 phase("agent-ready", &pod.id);
                 return Ok(programs);
             }
-            Err(source) => BootError::File { path: pod.directory.vsock(), source },
+            Err(source) => BootError::File { path: sockets::VSOCK.into(), source },
         },
         status = programs.vmm.wait() => BootError::Vmm(programs.why_vmm_ended(status).await),
         status = programs.virtiofsd.wait() => {
@@ -201,17 +199,12 @@ async fn start_virtiofsd(
     Ok((running, output))
 }
 
-async fn start_vmm(pod: &Pod, fs_socket: &Path) -> Result<(Running, Output, Output), BootError> {
+async fn start_vmm(pod: &Pod) -> Result<(Running, Output, Output), BootError> {
     let config = &pod.config;
     let mut cmdline = CMDLINE.to_owned();
     if !config.cmdline_extra.is_empty() {
         cmdline = format!("{cmdline} {}", config.cmdline_extra);
     }
-    let with = |prefix: &str, path: &Path| {
-        let mut argument = std::ffi::OsString::from(prefix);
-        argument.push(path);
-        argument
-    };
     let mut command = Command::new(&config.vmm);
     command
         .arg("run")
@@ -225,12 +218,9 @@ async fn start_vmm(pod: &Pod, fs_socket: &Path) -> Result<(Running, Output, Outp
         .args(["--memory", &config.memory])
         // Through a pipe, not to a file: a guest may print without end.
         .args(["--console", "stdio"])
-        .arg("--api-socket")
-        .arg(pod.directory.file("vmm.sock"))
-        .arg("--vsock")
-        .arg(with("socket=", &pod.directory.vsock()))
-        .arg("--fs")
-        .arg(with(&format!("tag={SHARE_TAG},socket="), fs_socket))
+        .args(["--api-socket", sockets::VMM])
+        .args(["--vsock", &format!("socket={}", sockets::VSOCK)])
+        .args(["--fs", &format!("tag={SHARE_TAG},socket={}", sockets::FS)])
         .current_dir(pod.directory.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

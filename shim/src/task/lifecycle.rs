@@ -224,6 +224,17 @@ impl Tasks {
         })
     }
 
+    /// Removes a container that was made for nobody.
+    pub async fn abandon(&self, id: &str) {
+        let request = DeleteRequest {
+            id: id.to_owned(),
+            ..DeleteRequest::default()
+        };
+        if let Err(failure) = self.delete(request).await {
+            log::error!("cannot remove {id}: {failure}");
+        }
+    }
+
     async fn delete_container(&self, container: &Container) {
         let id = &container.id;
         match container.vm() {

@@ -20,6 +20,7 @@ use containerd_shim_protos::api::{
 };
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::ttrpc;
+use tokio::sync::oneshot;
 use ttrpc::r#async::{Service as TtrpcService, TtrpcContext};
 
 use super::Tasks;
@@ -49,6 +50,11 @@ async fn to_the_end<T: Send + 'static>(
         Ok(done) => done,
         Err(error) => Err(Failure::internal(format!("{call}: {error}"))),
     };
+    said(call, done)
+}
+
+/// Logs a failure on its way out.
+fn said<T>(call: &'static str, done: Outcome<T>) -> ttrpc::Result<T> {
     done.map_err(|failure| {
         if failure.is_not_found() {
             log::debug!("{call}: {failure}");
@@ -78,7 +84,21 @@ impl Task for Service {
         _: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
-        run!(self, "create", |tasks| tasks.create(request).await)
+        let (tasks, id) = (self.0.clone(), request.id.clone());
+        let (answer, answered) = oneshot::channel();
+        tokio::spawn(async move {
+            if let Err(Ok(_)) = answer.send(tasks.create(request).await) {
+                // containerd has given up, and would not hear of the container again.
+                log::warn!("nobody waits for {id} any more: removing it");
+                tasks.abandon(&id).await;
+            }
+        });
+        // Not by a task of its own: that this call is dropped is how one hears of it.
+        let made = answered.await.unwrap_or_else(|_| Err(Failure::internal("it was not finished")));
+        said("create", made)
+                .unwrap_or_else(|_| Err(Failure::internal("it was not finished")))
+        })
+        .await
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
