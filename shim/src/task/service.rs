@@ -94,11 +94,10 @@ impl Task for Service {
             }
         });
         // Not by a task of its own: that this call is dropped is how one hears of it.
-        let made = answered.await.unwrap_or_else(|_| Err(Failure::internal("it was not finished")));
+        let made = answered
+            .await
+            .unwrap_or_else(|_| Err(Failure::internal("it was not finished")));
         said("create", made)
-                .unwrap_or_else(|_| Err(Failure::internal("it was not finished")))
-        })
-        .await
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
