@@ -179,7 +179,7 @@ impl Containers {
         guest: &spec::GuestSpec,
         cgroup: &Cgroup,
     ) -> Result<(Arc<Process>, u32)> {
-        spec::apply_network_sysctls(&guest.network_sysctls)?;
+        spec::apply_sysctls(&guest.guest_sysctls)?;
         // What an agent's earlier life or a failure may have left.
         self.clean(&creation.id, cgroup).await;
         let bundle = self.places.bundle(&creation.id);

@@ -44,8 +44,8 @@ impl BundlePath {
 pub struct GuestSpec {
     /// The spec for libcontainer.
     pub spec: Spec,
-    /// Settings below /proc/sys/net, which the guest has only one of.
-    pub network_sysctls: Vec<(String, String)>,
+    /// Kernel settings of namespaces that the container shares with the guest.
+    pub guest_sysctls: Vec<(String, String)>,
 }
 
 /// Reads a spec and fits it to the guest.
@@ -110,17 +110,20 @@ pub fn adapt(json: &[u8], rootfs: &Path, cgroup: &Path) -> Result<GuestSpec> {
             "the spec has no mount namespace; a container in a guest needs one".to_owned(),
         ));
     }
+    let own_ipc = namespaces
+        .iter()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Ipc);
     linux.set_namespaces(Some(namespaces));
 
     let mut sysctls = linux.sysctl().clone().unwrap_or_default();
-    let network_sysctls = sysctls
-        .extract_if(|key, _| key.starts_with("net.") || key.starts_with("net/"))
+    let guest_sysctls = sysctls
+        .extract_if(|key, _| is_network_sysctl(key) || (!own_ipc && is_ipc_sysctl(key)))
         .collect();
     linux.set_sysctl((!sysctls.is_empty()).then_some(sysctls));
 
     Ok(GuestSpec {
         spec,
-        network_sysctls,
+        guest_sysctls,
     })
 }
 
@@ -140,13 +143,25 @@ fn adapt_process(process: &mut Process) {
     process.set_selinux_label(None);
 }
 
-/// Applies settings of the one network namespace of the guest.
+fn is_network_sysctl(key: &str) -> bool {
+    key.starts_with("net.") || key.starts_with("net/")
+}
+
+/// The settings that a container without an IPC namespace of its own shares with the pod (ipc_namespaces(7)).
+fn is_ipc_sysctl(key: &str) -> bool {
+    let key = key.replace('/', ".");
+    ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."]
+        .iter()
+        .any(|prefix| key.starts_with(prefix))
+}
+
+/// Applies settings to the guest itself.
 ///
 /// # Errors
 /// When a key is not one, or the kernel refuses.
-pub fn apply_network_sysctls(sysctls: &[(String, String)]) -> Result<()> {
+pub fn apply_sysctls(sysctls: &[(String, String)]) -> Result<()> {
     for (key, value) in sysctls {
-        let path = network_sysctl_path(key)
+        let path = sysctl_path(key)
             .ok_or_else(|| Error::Invalid(format!("sysctl {key:?} is malformed")))?;
         fs::write(&path, value)
             .map_err(|error| Error::system(format_args!("sysctl {key}={value}"), error))?;
@@ -154,7 +169,7 @@ pub fn apply_network_sysctls(sysctls: &[(String, String)]) -> Result<()> {
     Ok(())
 }
 
-fn network_sysctl_path(key: &str) -> Option<PathBuf> {
+fn sysctl_path(key: &str) -> Option<PathBuf> {
     // A key with slashes may have dots in its names (those of interfaces).
     let key = if key.contains('/') {
         key.to_owned()
@@ -164,8 +179,7 @@ fn network_sysctl_path(key: &str) -> Option<PathBuf> {
     let plain = Path::new(&key)
         .components()
         .all(|part| matches!(part, Component::Normal(_)));
-    (plain && key.starts_with("net/") && !key.contains('\0'))
-        .then(|| Path::new("/proc/sys").join(key))
+    (plain && !key.contains('\0')).then(|| Path::new("/proc/sys").join(key))
 }
 
 #[cfg(test)]
@@ -178,7 +192,7 @@ mod tests {
         "process": {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "apparmorProfile": "docker-default"},
         "linux": {
             "cgroupsPath": "/host/group",
-            "sysctl": {"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1"},
+            "sysctl": {"net.ipv4.ip_forward": "1", "kernel.pid_max": "1"},
             "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
             "namespaces": [{"type": "mount"}, {"type": "network", "path": "/proc/1/ns/net"}, {"type": "network"}]
         }
@@ -202,11 +216,25 @@ mod tests {
         let sysctl = linux.sysctl().as_ref().unwrap();
         assert_eq!(sysctl.len(), 1);
         assert_eq!(
-            guest.network_sysctls,
+            guest.guest_sysctls,
             [("net.ipv4.ip_forward".to_owned(), "1".to_owned())]
         );
         let process = guest.spec.process().as_ref().unwrap();
         assert!(process.apparmor_profile().is_none());
+    }
+
+    #[test]
+    fn settings_of_shared_namespaces_are_the_guests() {
+        let shm = SPEC.replacen("kernel.pid_max", "kernel.shmmax", 1);
+        assert_eq!(adapted(&shm).unwrap().guest_sysctls.len(), 2);
+        let own = shm.replacen(
+            "{\"type\": \"mount\"}",
+            "{\"type\": \"mount\"}, {\"type\": \"ipc\"}",
+            1,
+        );
+        assert_eq!(adapted(&own).unwrap().guest_sysctls.len(), 1);
+        let other = SPEC.replacen("kernel.pid_max", "kernel.panic", 1);
+        assert_eq!(adapted(&other).unwrap().guest_sysctls.len(), 1);
     }
 
     #[test]
@@ -247,17 +275,17 @@ mod tests {
     }
 
     #[test]
-    fn network_settings_stay_below_net() {
+    fn settings_stay_where_settings_are() {
         assert_eq!(
-            network_sysctl_path("net.ipv4.ip_forward").unwrap(),
+            sysctl_path("net.ipv4.ip_forward").unwrap(),
             Path::new("/proc/sys/net/ipv4/ip_forward")
         );
         assert_eq!(
-            network_sysctl_path("net/ipv4/conf/eth0.1/forwarding").unwrap(),
+            sysctl_path("net/ipv4/conf/eth0.1/forwarding").unwrap(),
             Path::new("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
         );
-        for bad in ["net/../kernel/panic", "kernel.panic", "net/\0", "/net/x"] {
-            assert!(network_sysctl_path(bad).is_none(), "{bad:?}");
+        for bad in ["net/../kernel/panic", "net/\0", "/net/x", ".."] {
+            assert!(sysctl_path(bad).is_none(), "{bad:?}");
         }
     }
 }

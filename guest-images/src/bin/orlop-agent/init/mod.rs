@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use log::LevelFilter;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::time::{ClockId, clock_gettime};
 use orlop_proto::agent::v1::Phase;
 
@@ -24,6 +25,10 @@ use crate::{console, serve};
 
 /// The name that the guest has.
 const HOSTNAME: &str = "orlop";
+
+/// Open files per process: for the agent, and for containers whose spec does not say. It is what containers usually have, and the
+/// most that the kernel allows (fs.nr_open).
+const OPEN_FILES: u64 = 1 << 20;
 
 /// Runs the guest. Returns only when even powering off has failed.
 pub fn main() -> ExitCode {
@@ -50,6 +55,8 @@ fn run() -> anyhow::Result<()> {
     network::loopback_up().context("cannot bring up the loopback interface")?;
     nix::unistd::sethostname(HOSTNAME).context("cannot set the host name")?;
     power::keep_to_ourselves();
+    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
+        .context("cannot raise the limit of open files")?;
     phases.push(phase("mounts"));
     serve::in_guest(phases, move || {
         later.load();
