@@ -70,6 +70,7 @@ pub fn phase(name: &str) -> Phase {
         let nanoseconds = time.tv_sec() * 1_000_000_000 + time.tv_nsec();
         u64::try_from(nanoseconds).unwrap_or(0)
     });
+    log::debug!("phase {name} ends");
     Phase {
         name: name.to_owned(),
         boottime_ns: now,

@@ -79,6 +79,7 @@ pub fn load() -> anyhow::Result<Later> {
         }
         let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
         if now {
+            log::debug!("loading {}", path.display());
             load_one(&file)
                 .with_context(|| format!("cannot load kernel module {}", path.display()))?;
         } else {
