@@ -8,10 +8,19 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::cpio::Writer;
-use crate::modules;
+use crate::{modules, signature};
 
 /// The directory of the kernel modules in the initramfs, without leading slash.
 pub const MODULES: &str = "modules";
+
+/// What becomes of the modules' signatures; see [`signature`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signatures {
+    /// They are left out.
+    Drop,
+    /// They stay: for a kernel that loads no module without (CONFIG_MODULE_SIG_FORCE, or lockdown).
+    Keep,
+}
 
 /// Why there is no initramfs.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +53,12 @@ pub enum Error {
 ///
 /// # Errors
 /// When the agent is no static executable, a module is missing, or reading or writing fails.
-pub fn build(agent: &Path, modules: &Path, out: impl Write) -> Result<(), Error> {
+pub fn build(
+    agent: &Path,
+    modules: &Path,
+    signatures: Signatures,
+    out: impl Write,
+) -> Result<(), Error> {
     let binary = read(agent)?;
     check_agent(&binary).map_err(|why| Error::Agent {
         path: agent.to_owned(),
@@ -61,8 +75,12 @@ pub fn build(agent: &Path, modules: &Path, out: impl Write) -> Result<(), Error>
         .map_err(Error::Write)?;
     for (number, module) in modules.iter().enumerate() {
         let name = format!("{MODULES}/{number:02}-{}.ko", module.name);
-        cpio.file(&name, 0o644, &read(&module.path)?)
-            .map_err(Error::Write)?;
+        let content = read(&module.path)?;
+        let content = match signatures {
+            Signatures::Drop => signature::strip(&content),
+            Signatures::Keep => &content,
+        };
+        cpio.file(&name, 0o644, content).map_err(Error::Write)?;
     }
     cpio.file("init", 0o755, &binary).map_err(Error::Write)?;
     cpio.finish().map_err(Error::Write)?;
@@ -136,7 +154,7 @@ mod tests {
         let agent = dir.path().join("agent");
         fs::write(&agent, elf(1)).unwrap();
         let mut out = Vec::new();
-        build(&agent, dir.path(), &mut out).unwrap();
+        build(&agent, dir.path(), Signatures::Drop, &mut out).unwrap();
         let text = String::from_utf8_lossy(&out);
         let places: Vec<_> = [
             "dev/console\0",
@@ -148,7 +166,7 @@ mod tests {
         .into();
         assert!(places.is_sorted(), "{places:?}");
         let mut again = Vec::new();
-        build(&agent, dir.path(), &mut again).unwrap();
+        build(&agent, dir.path(), Signatures::Drop, &mut again).unwrap();
         assert_eq!(out, again);
     }
 
@@ -163,7 +181,7 @@ mod tests {
             (elf(1)[..40].to_vec(), "truncated"),
         ] {
             fs::write(&agent, content).unwrap();
-            match build(&agent, dir.path(), Vec::new()) {
+            match build(&agent, dir.path(), Signatures::Keep, Vec::new()) {
                 Err(error) => assert!(error.to_string().contains(why), "{error}"),
                 Ok(()) => assert!(why.is_empty()),
             }
@@ -176,7 +194,7 @@ mod tests {
         fs::remove_file(dir.path().join("virtiofs.ko")).unwrap();
         let agent = dir.path().join("agent");
         fs::write(&agent, elf(1)).unwrap();
-        let error = build(&agent, dir.path(), Vec::new())
+        let error = build(&agent, dir.path(), Signatures::Keep, Vec::new())
             .unwrap_err()
             .to_string();
         assert!(error.contains("virtiofs.ko"), "{error}");

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
-use orlop_guest_images::{bzimage, initramfs};
+use orlop_guest_images::bzimage;
+use orlop_guest_images::initramfs::{self, Signatures};
 
 /// Makes the files that an Orlop guest boots from.
 #[derive(Parser)]
@@ -36,6 +37,9 @@ enum Command {
         /// The kernel's modules, for example /lib/modules/6.1.0-56-cloud-amd64
         #[arg(long, value_name = "DIR")]
         modules: PathBuf,
+        /// Keep the modules' signatures, for a kernel that insists on them (guests start more slowly)
+        #[arg(long)]
+        keep_signatures: bool,
         /// Where the initramfs (a cpio archive) is written to
         #[arg(long, value_name = "FILE")]
         output: PathBuf,
@@ -71,10 +75,16 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Initramfs {
             agent,
             modules,
+            keep_signatures,
             output,
         } => write_whole(&output, |file| {
             let out = BufWriter::new(File::create(file)?);
-            initramfs::build(&agent, &modules, out).map_err(Into::into)
+            let signatures = if keep_signatures {
+                Signatures::Keep
+            } else {
+                Signatures::Drop
+            };
+            initramfs::build(&agent, &modules, signatures, out).map_err(Into::into)
         }),
     }
 }
