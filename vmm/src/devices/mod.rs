@@ -1,3 +1,5 @@
 //! The devices that a guest sees.
 
+pub mod console;
+pub mod power;
 pub mod virtio;

@@ -19,6 +19,7 @@ pub mod queue;
 pub mod rng;
 #[cfg(test)]
 mod test_driver;
+pub mod transport;
 pub mod vsock;
 pub mod worker;
 

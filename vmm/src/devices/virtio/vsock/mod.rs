@@ -24,23 +24,19 @@ mod to_host;
 #[cfg(test)]
 mod traffic_tests;
 
-use std::fs::{File, Permissions};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-
-use socket2::{Domain, SockAddr, Socket, Type};
 
 use self::greeting::Greetings;
 use self::service::Service;
 use self::table::{Counters, PORT_ANY, Table, listener_path};
 use super::worker::Worker;
 use super::{Active, Device, F_RING_EVENT_IDX, F_RING_INDIRECT_DESC, Kind, StartError};
+use crate::socket::listen;
 
 /// To the guest, from the guest, events.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
@@ -48,8 +44,6 @@ const RX: usize = 0;
 const TX: usize = 1;
 /// As long as a unix socket's path may be, in bytes.
 const PATH_MAX: usize = 107;
-/// As many callers may wait to be let in, such as before the guest has booted.
-const BACKLOG: i32 = 128;
 
 /// The device.
 #[derive(Debug)]
@@ -127,21 +121,6 @@ impl Vsock {
             worker: None,
         })
     }
-}
-
-/// Listens at a path that only this user can connect to, from its first moment: what is made there gets its mode from the socket.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let socket = File::from(OwnedFd::from(Socket::new(
-        Domain::UNIX,
-        Type::STREAM,
-        None,
-    )?));
-    socket.set_permissions(Permissions::from_mode(0o600))?;
-    let socket = Socket::from(OwnedFd::from(socket));
-    socket.set_nonblocking(true)?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    socket.listen(BACKLOG)?;
-    Ok(UnixListener::from(OwnedFd::from(socket)))
 }
 
 impl Device for Vsock {

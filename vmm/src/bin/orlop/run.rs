@@ -1,0 +1,182 @@
+//! `orlop run`: from the arguments to a VM, and from the VM's end to an exit status.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use orlop_vmm::config::{
+    ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, FsConfig, KernelConfig, MemorySize, VcpuCount,
+    VmConfig, VmName, VsockConfig,
+};
+use orlop_vmm::vm::{self, Outcome};
+
+/// What `orlop run --help` ends with.
+pub const AFTER_HELP: &str = "\
+Exit status:
+  0 the guest powered itself off, 1 the VM could not run, 2 the arguments are wrong, 3 the guest reset itself,
+  4 the guest failed beyond its own repair (triple fault), 137 the VM was killed
+
+Examples:
+  orlop run --kernel vmlinux --initramfs initramfs.cpio
+  orlop run --kernel vmlinuz --disk path=root.img --cmdline 'console=ttyS0 root=/dev/vda' --cpus 2 --memory 1G
+  orlop run --kernel vmlinux --initramfs initramfs.cpio --console file=vm.log --vsock socket=/run/vm.sock";
+
+/// The flags of `orlop run`.
+#[derive(Args)]
+pub struct Arguments {
+    /// What to call the VM [default: vm-PID]
+    #[arg(long)]
+    name: Option<VmName>,
+    /// The kernel: an ELF vmlinux with a PVH entry point, or a bzImage
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// The initramfs
+    #[arg(long, value_name = "FILE")]
+    initramfs: Option<PathBuf>,
+    /// The kernel's whole command line, in place of one that boots quickly with the console on the serial port
+    #[arg(long, value_name = "STRING")]
+    cmdline: Option<String>,
+    /// Processors
+    #[arg(long, value_name = "N", default_value = "1")]
+    cpus: VcpuCount,
+    /// Memory, as 256M or 4G
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    memory: MemorySize,
+    /// A disk: a raw image or a block device (repeatable)
+    #[arg(long = "disk", value_name = "path=FILE[,readonly]")]
+    disks: Vec<DiskConfig>,
+    /// Where the serial port goes
+    #[arg(long, value_name = "stdio|null|file=FILE", default_value = "stdio")]
+    console: ConsoleConfig,
+    /// The socket on which the VM is controlled [default: NAME.sock in the state directory]
+    #[arg(long, value_name = "PATH")]
+    api_socket: Option<PathBuf>,
+    /// A vsock, with the unix socket that stands for it here
+    #[arg(long, value_name = "socket=PATH[,cid=N]")]
+    vsock: Option<VsockConfig>,
+    /// A shared directory, whose vhost-user backend (virtiofsd) listens on the socket (repeatable)
+    #[arg(long, value_name = "tag=TAG,socket=PATH")]
+    fs: Vec<FsConfig>,
+}
+
+impl Arguments {
+    fn into_config(self) -> anyhow::Result<VmConfig> {
+        let name = match self.name {
+            Some(name) => name,
+            None => format!("vm-{}", std::process::id()).parse()?,
+        };
+        Ok(VmConfig {
+            name,
+            kernel: KernelConfig {
+                kernel: self.kernel,
+                initramfs: self.initramfs,
+                cmdline: self.cmdline.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
+            },
+            vcpus: self.cpus,
+            memory: self.memory,
+            disks: self.disks,
+            console: self.console,
+            api_socket: self.api_socket,
+            vsock: self.vsock,
+            fs: self.fs,
+        })
+    }
+}
+
+/// Runs a VM to its end.
+///
+/// # Errors
+/// When the VM cannot be made, or cannot go on.
+pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    raise_open_files();
+    let outcome = vm::run(arguments.into_config()?)?;
+    if outcome != Outcome::PoweredOff {
+        eprintln!("orlop: {outcome}");
+    }
+    Ok(ExitCode::from(outcome.exit_status()))
+}
+
+/// Allows as many open files as this process may have: each of a guest's vsock connections is one.
+fn raise_open_files() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: getrlimit writes one rlimit, which lives through the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return;
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: setrlimit reads one rlimit, which lives through the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        let error = io::Error::last_os_error();
+        log::warn!("the limit of open files cannot be raised: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: Arguments,
+    }
+
+    fn config(words: &[&str]) -> Result<VmConfig, clap::Error> {
+        let line = Line::try_parse_from(["run"].iter().chain(words))?;
+        Ok(line.run.into_config().unwrap())
+    }
+
+    #[test]
+    fn a_kernel_is_enough() {
+        let config = config(&["--kernel", "vmlinux"]).unwrap();
+        assert_eq!(config.vcpus.get(), 1);
+        assert_eq!(config.memory.bytes(), 256 << 20);
+        assert_eq!(config.console, ConsoleConfig::Stdio);
+        assert_eq!(config.kernel.cmdline, DEFAULT_CMDLINE);
+        assert!(config.name.as_str().starts_with("vm-"));
+        assert!(super::super::Arguments::try_parse_from(["orlop", "run"]).is_err());
+    }
+
+    #[test]
+    fn every_flag_arrives() {
+        let config = config(&[
+            "--name=web",
+            "--kernel=k",
+            "--initramfs=i",
+            "--cmdline=",
+            "--cpus=2",
+            "--memory=1G",
+            "--disk=path=a",
+            "--disk=path=b,readonly",
+            "--console=null",
+            "--api-socket=s",
+            "--vsock=socket=v,cid=7",
+            "--fs=tag=t,socket=f",
+        ])
+        .unwrap();
+        assert_eq!(config.kernel.cmdline, "");
+        assert_eq!(config.disks.len(), 2);
+        assert!(config.disks[1].readonly);
+        assert_eq!(config.vsock.unwrap().cid, 7);
+        assert_eq!(config.fs[0].tag, "t");
+    }
+
+    #[test]
+    fn wrong_values_say_what_is_right() {
+        for (flag, hint) in [
+            ("--cpus=0", "1 to 255"),
+            ("--memory=1", "whole MiB"),
+            ("--disk=a", "path=FILE"),
+            ("--console=tty", "stdio, null or file=FILE"),
+            ("--name=a/b", "begins with a letter"),
+        ] {
+            let error = config(&["--kernel=k", flag]).err().unwrap().to_string();
+            assert!(error.contains(hint), "{error}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What the user asked for: plain values, checked where they are made, with messages that say what to change.
+
+mod parse;
+
+use std::path::PathBuf;
+
+pub use parse::ParseError;
+
+/// One VM.
+#[derive(Clone, Debug)]
+pub struct VmConfig {
+    /// What people call it.
+    pub name: VmName,
+    /// What it boots.
+    pub kernel: KernelConfig,
+    /// How many processors it has.
+    pub vcpus: VcpuCount,
+    /// How much RAM it has.
+    pub memory: MemorySize,
+    /// Its disks, in the order of their PCI addresses.
+    pub disks: Vec<DiskConfig>,
+    /// Where its serial port goes.
+    pub console: ConsoleConfig,
+    /// Where it is controlled; `None` for a socket of its name in the state directory.
+    pub api_socket: Option<PathBuf>,
+    /// Its vsock.
+    pub vsock: Option<VsockConfig>,
+    /// The directories that it shares.
+    pub fs: Vec<FsConfig>,
+}
+
+/// What a VM boots.
+#[derive(Clone, Debug)]
+pub struct KernelConfig {
+    /// An ELF `vmlinux` or a `bzImage`.
+    pub kernel: PathBuf,
+    /// An initramfs, if any.
+    pub initramfs: Option<PathBuf>,
+    /// The kernel's command line, exactly.
+    pub cmdline: String,
+}
+
+/// The command line of a VM whose user gave none: quick to boot, with the console on the serial port.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux \
+     i8042.dumbkbd swiotlb=noforce cryptomgr.notests tsc=reliable random.trust_cpu=1";
+
+/// A VM's name: 1 to 76 characters of `[A-Za-z0-9_.-]`, beginning with an alphanumeric one, as containerd's ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmName(String);
+
+/// A number of vCPUs: 1 to 255.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuCount(u8);
+
+/// An amount of RAM: whole MiB, 32 MiB to 1 TiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemorySize(u64);
+
+/// A disk: `path=F[,readonly]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// A raw image or a block device.
+    pub path: PathBuf,
+    /// Whether the guest may not write.
+    pub readonly: bool,
+}
+
+/// Where the serial port goes: `stdio`, `null` or `file=F`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConsoleConfig {
+    /// To and from the terminal.
+    Stdio,
+    /// Nowhere.
+    Null,
+    /// To a file, which is made if it is absent and appended to if not.
+    File(PathBuf),
+}
+
+/// A vsock: `socket=PATH[,cid=N]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VsockConfig {
+    /// The unix socket that stands for it on the host.
+    pub socket: PathBuf,
+    /// The guest's context id: at least 3.
+    pub cid: u32,
+}
+
+/// A shared directory: `tag=T,socket=PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FsConfig {
+    /// The name under which the guest mounts it.
+    pub tag: String,
+    /// Where its vhost-user backend listens.
+    pub socket: PathBuf,
+}

@@ -1,0 +1,311 @@
+//! Reading the values that a user writes on a command line.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::{ConsoleConfig, DiskConfig, FsConfig, MemorySize, VcpuCount, VmName, VsockConfig};
+
+/// What is wrong with a value, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ParseError(String);
+
+impl VmName {
+    /// The longest name, which is the longest id of containerd's.
+    const MAX: usize = 76;
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for VmName {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let starts = text.starts_with(|c: char| c.is_ascii_alphanumeric());
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+        if starts && text.len() <= Self::MAX && text.chars().all(allowed) {
+            return Ok(VmName(text.into()));
+        }
+        Err(ParseError(format!(
+            "a name has 1 to {} letters, digits, '_', '.' or '-', and begins with a letter or a digit",
+            Self::MAX
+        )))
+    }
+}
+
+impl VcpuCount {
+    /// The number.
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl FromStr for VcpuCount {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        match text.parse() {
+            Ok(count) if count > 0 => Ok(VcpuCount(count)),
+            _ => Err(ParseError("a VM has 1 to 255 vCPUs".into())),
+        }
+    }
+}
+
+impl MemorySize {
+    /// Less than this, and no kernel boots.
+    const MIN: u64 = 32 << 20;
+    const MAX: u64 = 1 << 40;
+
+    /// The size in bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for MemorySize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}M", self.0 >> 20)
+    }
+}
+
+impl FromStr for MemorySize {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let number = text.strip_suffix("iB").unwrap_or(text);
+        let unit = |units: [char; 2]| number.strip_suffix(units);
+        let (digits, shift) = None
+            .or(unit(['m', 'M']).map(|digits| (digits, 20)))
+            .or(unit(['g', 'G']).map(|digits| (digits, 30)))
+            .or(unit(['t', 'T']).map(|digits| (digits, 40)))
+            .unwrap_or((number, 0));
+        let bytes = digits
+            .parse::<u64>()
+            .ok()
+            .and_then(|number| number.checked_mul(1 << shift))
+            .ok_or_else(|| ParseError("write a size as 512M or 4G".into()))?;
+        if bytes % (1 << 20) != 0 {
+            return Err(ParseError(
+                "memory comes in whole MiB; write a size as 512M or 4G".into(),
+            ));
+        }
+        if !(Self::MIN..=Self::MAX).contains(&bytes) {
+            return Err(ParseError("a VM has 32M to 1T of memory".into()));
+        }
+        Ok(MemorySize(bytes))
+    }
+}
+
+impl FromStr for DiskConfig {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let mut fields = Fields::of(text, "path=FILE[,readonly]")?;
+        let disk = DiskConfig {
+            path: fields.path("path")?,
+            readonly: fields.flag("readonly"),
+        };
+        fields.end()?;
+        Ok(disk)
+    }
+}
+
+impl FromStr for ConsoleConfig {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        match (text, text.strip_prefix("file=")) {
+            ("stdio", _) => Ok(ConsoleConfig::Stdio),
+            ("null", _) => Ok(ConsoleConfig::Null),
+            (_, Some(path)) if !path.is_empty() => Ok(ConsoleConfig::File(path.into())),
+            _ => Err(ParseError("write stdio, null or file=FILE".into())),
+        }
+    }
+}
+
+impl FromStr for VsockConfig {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        /// The guest's context id when there is no reason for another: 0 to 2 have meanings.
+        const CID: u32 = 3;
+        let mut fields = Fields::of(text, "socket=PATH[,cid=N]")?;
+        let cid = match fields.take("cid") {
+            None => CID,
+            Some(text) => text
+                .parse()
+                .ok()
+                .filter(|cid| (CID..u32::MAX).contains(cid))
+                .ok_or_else(|| {
+                    ParseError(format!("cid={text}: a guest's context id is at least 3"))
+                })?,
+        };
+        let vsock = VsockConfig {
+            socket: fields.path("socket")?,
+            cid,
+        };
+        fields.end()?;
+        Ok(vsock)
+    }
+}
+
+impl FromStr for FsConfig {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        /// The room for a tag (virtio 1.2, 5.11.4).
+        const TAG_MAX: usize = 36;
+        let mut fields = Fields::of(text, "tag=TAG,socket=PATH")?;
+        let tag = fields.required("tag")?;
+        if tag.len() > TAG_MAX {
+            return Err(ParseError(format!(
+                "tag={tag}: a tag has at most {TAG_MAX} bytes"
+            )));
+        }
+        let fs = FsConfig {
+            tag,
+            socket: fields.path("socket")?,
+        };
+        fields.end()?;
+        Ok(fs)
+    }
+}
+
+/// `key=value` and `key`, separated by commas.
+struct Fields<'t> {
+    form: &'static str,
+    fields: Vec<(&'t str, Option<&'t str>)>,
+}
+
+impl<'t> Fields<'t> {
+    fn of(text: &'t str, form: &'static str) -> Result<Self, ParseError> {
+        let mut fields: Vec<(&str, Option<&str>)> = Vec::new();
+        for field in text.split(',') {
+            let (key, value) = match field.split_once('=') {
+                Some((key, value)) => (key, Some(value)),
+                None => (field, None),
+            };
+            if fields.iter().any(|(other, _)| *other == key) {
+                return Err(ParseError(format!("{key} stands twice; write {form}")));
+            }
+            fields.push((key, value));
+        }
+        Ok(Fields { form, fields })
+    }
+
+    fn take(&mut self, key: &str) -> Option<&'t str> {
+        let at = self
+            .fields
+            .iter()
+            .position(|(other, value)| *other == key && value.is_some())?;
+        self.fields.remove(at).1
+    }
+
+    fn required(&mut self, key: &str) -> Result<String, ParseError> {
+        match self.take(key) {
+            Some(value) if !value.is_empty() => Ok(value.into()),
+            _ => Err(ParseError(format!("{key} is missing; write {}", self.form))),
+        }
+    }
+
+    fn path(&mut self, key: &str) -> Result<PathBuf, ParseError> {
+        self.required(key).map(PathBuf::from)
+    }
+
+    fn flag(&mut self, key: &str) -> bool {
+        let at = self
+            .fields
+            .iter()
+            .position(|(other, value)| *other == key && value.is_none());
+        at.map(|at| self.fields.remove(at)).is_some()
+    }
+
+    fn end(self) -> Result<(), ParseError> {
+        match self.fields.first() {
+            None => Ok(()),
+            Some((key, _)) => Err(ParseError(format!(
+                "'{key}' means nothing here; write {}",
+                self.form
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, mib) in [
+            ("512M", 512),
+            ("4G", 4096),
+            ("1g", 1024),
+            ("256MiB", 256),
+            ("268435456", 256),
+        ] {
+            assert_eq!(
+                text.parse::<MemorySize>().unwrap().bytes(),
+                mib << 20,
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            "M",
+            "-1M",
+            "1.5G",
+            "16M",
+            "2T",
+            "99999999999999999999G",
+            "33554433",
+            "é",
+            "4é",
+        ] {
+            assert!(text.parse::<MemorySize>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_disk_needs_a_path_and_nothing_unknown() {
+        let disk: DiskConfig = "path=/a,readonly".parse().unwrap();
+        assert_eq!(
+            disk,
+            DiskConfig {
+                path: "/a".into(),
+                readonly: true
+            }
+        );
+        for text in [
+            "",
+            "readonly",
+            "path=",
+            "path=/a,ro",
+            "path=/a,path=/b",
+            "path=/a,readonly=1",
+        ] {
+            assert!(text.parse::<DiskConfig>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_vsock_has_a_guest_cid() {
+        assert_eq!("socket=/s".parse::<VsockConfig>().unwrap().cid, 3);
+        assert_eq!("cid=9,socket=/s".parse::<VsockConfig>().unwrap().cid, 9);
+        for text in ["socket=/s,cid=2", "socket=/s,cid=4294967295", "cid=3"] {
+            assert!(text.parse::<VsockConfig>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_no_path() {
+        assert!("web-1".parse::<VmName>().is_ok());
+        for text in ["", ".", "../x", "a/b", "-a", "ä"] {
+            assert!(text.parse::<VmName>().is_err(), "{text}");
+        }
+    }
+}

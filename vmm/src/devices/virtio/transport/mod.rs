@@ -1,0 +1,4 @@
+//! How a driver reaches a device: one status machine ([`status`]), and the registers of each bus around it ([`pci`]).
+
+pub mod pci;
+pub mod status;

@@ -1,0 +1,162 @@
+//! The guest's RAM: lazily faulted host memory, in one region below the 32-bit hole and one above 4 GiB.
+
+use std::fs::File;
+use std::os::fd::FromRawFd;
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::arch::x86_64::layout;
+use crate::config::MemorySize;
+use crate::devices::virtio::GuestMemory;
+
+/// Why the RAM could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No memory file.
+    #[error("cannot make a memory file of {size} bytes for the guest's RAM")]
+    File {
+        /// Its size.
+        size: u64,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No mapping.
+    #[error("cannot map {size} bytes for the guest's RAM; give the VM less with --memory")]
+    Map {
+        /// The RAM's size.
+        size: u64,
+        /// Why.
+        #[source]
+        source: vm_memory::mmap::FromRangesError,
+    },
+    /// KVM did not take a region.
+    #[error("KVM did not take the guest's RAM")]
+    Kvm(#[source] kvm_ioctls::Error),
+    /// A region has no host address.
+    #[error("the guest's RAM has no host address")]
+    Address(#[source] vm_memory::GuestMemoryError),
+}
+
+/// Who maps the RAM beside this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nobody.
+    Private,
+    /// A vhost-user backend: the RAM is a memory file that can be handed over.
+    Shared,
+}
+
+/// The parts of the address space that are RAM, for `size` bytes of it: what does not fit below the hole goes above 4 GiB.
+pub fn ranges(size: MemorySize) -> Vec<(GuestAddress, usize)> {
+    let low = size.bytes().min(layout::HOLE_START);
+    let high = size.bytes() - low;
+    let mut ranges = vec![(GuestAddress(0), low as usize)];
+    if high > 0 {
+        ranges.push((GuestAddress(layout::HOLE_END), high as usize));
+    }
+    ranges
+}
+
+/// Maps `size` bytes of RAM. No page of it is touched.
+///
+/// # Errors
+/// When the host does not give the memory.
+pub fn map(size: MemorySize, sharing: Sharing) -> Result<Arc<GuestMemory>, Error> {
+    let ranges = ranges(size);
+    let mapped = match sharing {
+        Sharing::Private => GuestMemory::from_ranges(&ranges),
+        Sharing::Shared => {
+            let file = Arc::new(memory_file(size)?);
+            let mut offset = 0;
+            let with_files: Vec<_> = ranges
+                .iter()
+                .map(|&(start, len)| {
+                    let part = FileOffset::from_arc(file.clone(), offset);
+                    offset += len as u64;
+                    (start, len, Some(part))
+                })
+                .collect();
+            GuestMemory::from_ranges_with_files(with_files)
+        }
+    };
+    mapped.map(Arc::new).map_err(|source| Error::Map {
+        size: size.bytes(),
+        source,
+    })
+}
+
+/// Makes the RAM known to KVM. To be done before the interrupt controllers exist: with them, each slot costs milliseconds on
+/// some hosts.
+///
+/// # Errors
+/// What KVM says.
+pub fn register(vm: &VmFd, memory: &GuestMemory) -> Result<(), Error> {
+    for (slot, region) in (0u32..).zip(memory.iter()) {
+        let host = memory
+            .get_host_address(region.start_addr())
+            .map_err(Error::Address)?;
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the range is mapped for as long as `memory` lives, and the VM's owner keeps both together.
+        unsafe { vm.set_user_memory_region(region) }.map_err(Error::Kvm)?;
+    }
+    Ok(())
+}
+
+fn memory_file(size: MemorySize) -> Result<File, Error> {
+    let failed = |source| Error::File {
+        size: size.bytes(),
+        source,
+    };
+    // SAFETY: the name is a C string; the result is checked before it is used.
+    let fd = unsafe { libc::memfd_create(c"orlop-ram".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(failed(std::io::Error::last_os_error()));
+    }
+    // SAFETY: `fd` was just made, and nobody else owns it.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(size.bytes()).map_err(failed)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_goes_around_the_hole() {
+        let size: MemorySize = "4608M".parse().unwrap();
+        assert_eq!(
+            ranges(size),
+            [
+                (GuestAddress(0), 3 << 30),
+                (GuestAddress(4 << 30), 1536 << 20)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_small_guest_has_one_region() {
+        let size: MemorySize = "128M".parse().unwrap();
+        assert_eq!(ranges(size), [(GuestAddress(0), 128 << 20)]);
+    }
+
+    #[test]
+    fn shared_ram_lies_in_one_file_without_overlap() {
+        let memory = map("4G".parse().unwrap(), Sharing::Shared).unwrap();
+        let offsets: Vec<u64> = memory
+            .iter()
+            .map(|r| r.file_offset().unwrap().start())
+            .collect();
+        assert_eq!(offsets, [0, 3 << 30]);
+    }
+}

@@ -1,0 +1,269 @@
+//! MSI-X (PCI Local Bus 3.0, 6.8.2): a table of messages, each with an eventfd that becomes the message while it is not masked.
+//!
+//! ```text
+//!  masked ──unmask: attach──► attached(message) ──message changed: update──► attached(message)
+//!    ▲                           │
+//!    └───────mask: detach────────┘
+//! ```
+//!
+//! Masked, the eventfd keeps what its device signals; KVM delivers it when the irqfd is attached. So nothing is lost, and a device
+//! never learns of masks. A vector costs KVM nothing before it is first unmasked.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::irq::{Gsi, Msi, MsiMessage};
+
+/// The size of a table entry: address low, address high, data, vector control.
+pub const ENTRY_SIZE: usize = 16;
+/// The capability's id.
+pub const CAPABILITY: u8 = 0x11;
+/// What a driver may write of the capability's upper control byte: enable, and the function's mask.
+pub const CONTROL_WRITABLE: u8 = 0xc0;
+
+const CONTROL_ENABLE: u16 = 1 << 15;
+const CONTROL_MASK: u16 = 1 << 14;
+const VECTOR_MASKED: u32 = 1;
+
+/// A function's vectors.
+pub struct Msix {
+    msi: Arc<dyn Msi>,
+    vectors: Vec<Vector>,
+    enabled: bool,
+    masked: bool,
+}
+
+struct Vector {
+    event: Arc<EventFd>,
+    /// As the driver wrote it.
+    entry: [u32; 4],
+    attached: Option<(Gsi, MsiMessage)>,
+}
+
+impl Vector {
+    /// The message that is to be sent, unless the driver masks it.
+    fn message(&self) -> Option<MsiMessage> {
+        let [low, high, data, control] = self.entry;
+        let address = u64::from(high) << 32 | u64::from(low);
+        (control & VECTOR_MASKED == 0).then_some(MsiMessage { address, data })
+    }
+}
+
+impl Msix {
+    /// `count` vectors, all masked.
+    ///
+    /// # Errors
+    /// When an eventfd cannot be had.
+    pub fn new(msi: Arc<dyn Msi>, count: usize) -> std::io::Result<Self> {
+        let vector = |_| {
+            let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+            Ok(Vector {
+                event,
+                entry: [0, 0, 0, VECTOR_MASKED],
+                attached: None,
+            })
+        };
+        let vectors = (0..count).map(vector).collect::<std::io::Result<_>>()?;
+        Ok(Msix {
+            msi,
+            vectors,
+            enabled: false,
+            masked: false,
+        })
+    }
+
+    /// The event that is a vector's interrupt.
+    pub fn event(&self, vector: u16) -> Option<Arc<EventFd>> {
+        self.vectors
+            .get(usize::from(vector))
+            .map(|vector| vector.event.clone())
+    }
+
+    /// The driver wrote the capability's control word.
+    pub fn control(&mut self, control: u16) {
+        let (enabled, masked) = (control & CONTROL_ENABLE != 0, control & CONTROL_MASK != 0);
+        if (self.enabled, self.masked) != (enabled, masked) {
+            (self.enabled, self.masked) = (enabled, masked);
+            (0..self.vectors.len()).for_each(|index| self.update(index));
+        }
+    }
+
+    /// The driver reads the table.
+    pub fn read_table(&self, offset: usize, data: &mut [u8]) {
+        for (at, byte) in (offset..).zip(data) {
+            *byte = self
+                .vectors
+                .get(at / ENTRY_SIZE)
+                .and_then(|vector| vector.entry.get(at % ENTRY_SIZE / 4))
+                .and_then(|word| word.to_le_bytes().get(at % 4).copied())
+                .unwrap_or(0);
+        }
+    }
+
+    /// The driver writes the table: aligned words of four bytes or eight; anything else is undefined and ignored.
+    pub fn write_table(&mut self, offset: usize, data: &[u8]) {
+        if !offset.is_multiple_of(4) || !matches!(data.len(), 4 | 8) {
+            return;
+        }
+        for (at, bytes) in (offset..).step_by(4).zip(data.as_chunks::<4>().0) {
+            let index = at / ENTRY_SIZE;
+            let vector = self.vectors.get_mut(index);
+            if let Some(word) = vector.and_then(|vector| vector.entry.get_mut(at % ENTRY_SIZE / 4))
+            {
+                *word = u32::from_le_bytes(*bytes);
+                self.update(index);
+            }
+        }
+    }
+
+    /// The driver reads the pending bits: those vectors whose events wait for an unmask.
+    pub fn read_pending(&self, offset: usize, data: &mut [u8]) {
+        for (at, byte) in (offset..).zip(data) {
+            let first = at.saturating_mul(8);
+            let vectors = self.vectors.iter().skip(first).take(8);
+            *byte = vectors.enumerate().fold(0, |bits, (bit, vector)| {
+                let waits = vector.attached.is_none() && is_signalled(&vector.event);
+                bits | u8::from(waits) << bit
+            });
+        }
+    }
+
+    /// Brings a vector's irqfd in line with its masks and message.
+    fn update(&mut self, index: usize) {
+        let open = self.enabled && !self.masked;
+        let Some(vector) = self.vectors.get_mut(index) else {
+            return;
+        };
+        let wanted = vector.message().filter(|_| open);
+        let result = match (vector.attached, wanted) {
+            (Some((gsi, _)), None) => {
+                vector.attached = None;
+                self.msi.detach(&vector.event, gsi)
+            }
+            (None, Some(message)) => self
+                .msi
+                .attach(&vector.event, message)
+                .map(|gsi| vector.attached = Some((gsi, message))),
+            (Some((gsi, current)), Some(message)) if current != message => self
+                .msi
+                .update(gsi, message)
+                .map(|()| vector.attached = Some((gsi, message))),
+            _ => Ok(()),
+        };
+        if let Err(error) = result {
+            log::warn!("MSI-X vector {index}: {error}");
+        }
+    }
+}
+
+impl Drop for Msix {
+    fn drop(&mut self) {
+        self.control(0);
+    }
+}
+
+/// Whether an event waits, without taking it.
+fn is_signalled(event: &EventFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd: event.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one valid pollfd, and no waiting.
+    unsafe { libc::poll(&mut poll, 1, 0) == 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::irq::Error;
+    use std::sync::Mutex;
+
+    /// Writes down what it is asked.
+    #[derive(Default)]
+    struct Notes(Mutex<Vec<String>>);
+
+    impl Msi for Notes {
+        fn attach(&self, _: &EventFd, message: MsiMessage) -> Result<Gsi, Error> {
+            self.0
+                .lock()
+                .unwrap()
+                .push(format!("attach {:#x}={}", message.address, message.data));
+            Ok(Gsi::new(24))
+        }
+        fn update(&self, _: Gsi, message: MsiMessage) -> Result<(), Error> {
+            self.0
+                .lock()
+                .unwrap()
+                .push(format!("update {:#x}={}", message.address, message.data));
+            Ok(())
+        }
+        fn detach(&self, _: &EventFd, _: Gsi) -> Result<(), Error> {
+            self.0.lock().unwrap().push("detach".into());
+            Ok(())
+        }
+    }
+
+    impl Notes {
+        fn take(&self) -> Vec<String> {
+            std::mem::take(&mut self.0.lock().unwrap())
+        }
+    }
+
+    fn write(msix: &mut Msix, word: usize, value: u32) {
+        msix.write_table(4 * word, &value.to_le_bytes());
+    }
+
+    #[test]
+    fn a_vector_is_attached_only_while_nothing_masks_it() {
+        let notes = Arc::new(Notes::default());
+        let mut msix = Msix::new(notes.clone(), 2).unwrap();
+        write(&mut msix, 0, 0xfee0_0000);
+        write(&mut msix, 2, 33);
+        write(&mut msix, 3, 0);
+        assert!(notes.take().is_empty(), "MSI-X is off");
+        msix.control(CONTROL_ENABLE | CONTROL_MASK);
+        assert!(notes.take().is_empty(), "the function is masked");
+        msix.control(CONTROL_ENABLE);
+        assert_eq!(notes.take(), ["attach 0xfee00000=33"]);
+        write(&mut msix, 2, 34);
+        assert_eq!(notes.take(), ["update 0xfee00000=34"]);
+        write(&mut msix, 3, 1);
+        assert_eq!(notes.take(), ["detach"]);
+        write(&mut msix, 2, 35);
+        write(&mut msix, 3, 0);
+        assert_eq!(notes.take(), ["attach 0xfee00000=35"]);
+        drop(msix);
+        assert_eq!(notes.take(), ["detach"]);
+    }
+
+    #[test]
+    fn a_masked_vector_shows_what_is_pending() {
+        let msix = Msix::new(Arc::new(Notes::default()), 10).unwrap();
+        msix.event(9).unwrap().write(1).unwrap();
+        let mut bits = [0xff; 8];
+        msix.read_pending(0, &mut bits);
+        assert_eq!(bits, [0, 2, 0, 0, 0, 0, 0, 0]);
+        msix.read_pending(0, &mut bits);
+        assert_eq!(bits[1], 2, "reading takes nothing away");
+    }
+
+    #[test]
+    fn accesses_out_of_the_table_touch_nothing() {
+        let mut msix = Msix::new(Arc::new(Notes::default()), 1).unwrap();
+        msix.write_table(16, &[0xff; 4]);
+        msix.write_table(12, &[0; 8]);
+        msix.write_table(1, &[0xff; 4]);
+        msix.write_table(0, &[0xff; 16]);
+        msix.write_table(usize::MAX - 3, &[0xff; 4]);
+        let mut entry = [0; 32];
+        msix.read_table(0, &mut entry);
+        assert_eq!(
+            entry, [0; 32],
+            "only the mask was written, by the 8 bytes at 12"
+        );
+        assert!(msix.event(1).is_none());
+    }
+}

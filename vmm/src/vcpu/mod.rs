@@ -1,0 +1,123 @@
+//! The vCPU threads: guest code, until it needs something from us.
+//!
+//! An exit comes in as a value and an [`Action`] goes out; the loop around does the rest. A vCPU thread does no I/O of its own.
+//! Whether vCPUs run, pause or end is decided by the VM's controller alone, through the [`Gate`] that each of them passes between
+//! two entries of the guest.
+
+mod gate;
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread::{self, JoinHandle};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+pub use gate::{Gate, Phase};
+
+use crate::bus::Bus;
+use crate::control::Message;
+use crate::vm::Outcome;
+
+/// The address spaces that exits lead to.
+pub struct Buses {
+    /// Port I/O.
+    pub ports: Bus,
+    /// Memory-mapped I/O.
+    pub memory: Bus,
+}
+
+/// What follows from an exit.
+#[derive(Debug)]
+enum Action {
+    /// Enter the guest again.
+    Continue,
+    /// The VM ends, and this is how.
+    End(Outcome),
+}
+
+/// A vCPU's thread.
+#[derive(Debug)]
+pub struct Vcpu(JoinHandle<()>);
+
+impl Vcpu {
+    /// Starts vCPU `id`. It waits at the gate until that opens.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn spawn(
+        id: u8,
+        mut fd: VcpuFd,
+        buses: Arc<Buses>,
+        gate: Arc<Gate>,
+        controller: Sender<Message>,
+    ) -> std::io::Result<Self> {
+        thread::Builder::new()
+            .name(format!("vcpu{id}"))
+            .spawn(move || {
+                let mut visitor = gate.register();
+                while visitor.pass() == Phase::Running {
+                    match run(&mut fd, &buses) {
+                        Action::Continue => {}
+                        Action::End(outcome) => {
+                            // Without a controller the VM is ending already.
+                            let _ = controller.send(Message::Ended(outcome));
+                            visitor.wait_for_end();
+                        }
+                    }
+                }
+            })
+            .map(Vcpu)
+    }
+
+    /// Waits for the thread, which ends once the gate is closed for good.
+    pub fn join(self) {
+        // A panic of a vCPU thread has been reported by then, and the VM is ending.
+        let _ = self.0.join();
+    }
+}
+
+/// Enters the guest once, and serves what made it exit.
+fn run(fd: &mut VcpuFd, buses: &Buses) -> Action {
+    let exit = match fd.run() {
+        Ok(exit) => exit,
+        Err(error) => return interrupted(error),
+    };
+    match exit {
+        VcpuExit::IoIn(port, data) => buses.ports.read(u64::from(port), data),
+        VcpuExit::IoOut(port, data) => buses.ports.write(u64::from(port), data),
+        VcpuExit::MmioRead(address, data) => buses.memory.read(address, data),
+        VcpuExit::MmioWrite(address, data) => buses.memory.write(address, data),
+        VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => {}
+        VcpuExit::Shutdown => return Action::End(Outcome::TripleFault),
+        VcpuExit::SystemEvent(kind, _) => return system_event(kind),
+        VcpuExit::FailEntry(reason, _) => {
+            return Action::End(Outcome::failed(format!(
+                "the processor refused to enter the guest (reason {reason:#x})"
+            )));
+        }
+        other => {
+            let other = format!("{other:?}");
+            return Action::End(Outcome::failed(format!("KVM stopped the guest: {other}")));
+        }
+    }
+    Action::Continue
+}
+
+/// A signal is how the controller gets a vCPU's attention; anything else is the end.
+fn interrupted(error: kvm_ioctls::Error) -> Action {
+    match error.errno() {
+        libc::EINTR | libc::EAGAIN => Action::Continue,
+        _ => Action::End(Outcome::failed(format!("KVM_RUN failed: {error}"))),
+    }
+}
+
+fn system_event(kind: u32) -> Action {
+    match kind {
+        kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN => Action::End(Outcome::PoweredOff),
+        kvm_bindings::KVM_SYSTEM_EVENT_RESET => Action::End(Outcome::Reset),
+        kvm_bindings::KVM_SYSTEM_EVENT_CRASH => Action::End(Outcome::TripleFault),
+        other => Action::End(Outcome::failed(format!(
+            "KVM reported system event {other}"
+        ))),
+    }
+}

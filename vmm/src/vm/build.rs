@@ -1,0 +1,231 @@
+//! Building a VM, step by step.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kvm_ioctls::{Kvm, VmFd};
+use vm_memory::{Address, GuestMemoryBackend};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Controller, Error, Vm, terminal};
+use crate::arch::x86_64::regs::Entry;
+use crate::arch::x86_64::{acpi, cpuid, layout, regs};
+use crate::bus::Bus;
+use crate::config::{ConsoleConfig, VmConfig};
+use crate::control::service::Server;
+use crate::devices::console::Console;
+use crate::devices::power::{I8042, Power};
+use crate::devices::virtio::transport::pci::VirtioPci;
+use crate::devices::virtio::{self, GuestMemory, blk::Blk, fs::Fs, rng::Rng, vsock::Vsock};
+use crate::irq::Routes;
+use crate::memory::{self, Sharing};
+use crate::socket::{self, Unlink};
+use crate::vcpu::{Buses, Gate, Vcpu};
+use crate::{boot, pci};
+
+impl Vm {
+    /// Builds what `config` asks for. Nothing of the guest runs yet.
+    pub(super) fn build(config: VmConfig, controller: Controller) -> Result<Vm, Error> {
+        let kvm = open_kvm()?;
+        let sharing = if config.fs.is_empty() {
+            Sharing::Private
+        } else {
+            Sharing::Shared
+        };
+        let ram = memory::map(config.memory, sharing)?;
+        let vm = Arc::new(
+            kvm.create_vm()
+                .map_err(|e| Error::KvmRefused("create a VM", e))?,
+        );
+        memory::register(&vm, &ram)?;
+        let routes = interrupt_controllers(&vm)?;
+
+        let pci = Arc::new(pci::Root::new());
+        let mut paths = Vec::new();
+        for device in virtio_devices(&config, &mut paths)? {
+            let device = VirtioPci::new(device, ram.clone(), routes.clone(), routes.clone())?;
+            pci.add(Box::new(device))?;
+        }
+        let (console, console_writer) = Console::open(&config.console)?;
+        let power_button = eventfd()?;
+        wire(&vm, console.irq(), layout::SERIAL_GSI)?;
+        wire(&vm, &power_button, layout::POWER_GSI)?;
+        let buses = buses(&pci, &console, &controller)?;
+
+        let window = pci_window64(&ram);
+        let machine = acpi::Machine {
+            vcpus: config.vcpus.get(),
+            pci_window64: window,
+        };
+        let rsdp = acpi::write(&ram, machine)?;
+        let entry = boot::load(&ram, &config.kernel, rsdp)?;
+
+        let (listener, control_path) = control_socket(&config)?;
+        paths.extend(control_path);
+        let gate = Arc::new(Gate::new());
+        let vcpus = spawn_vcpus(&kvm, &vm, config.vcpus.get(), entry, |id, fd| {
+            Vcpu::spawn(id, fd, buses.clone(), gate.clone(), controller.clone())
+        })?;
+        let server = Server::start(listener, controller.clone())
+            .map_err(|e| Error::System("serve the control socket", e))?;
+        let terminal = match config.console {
+            ConsoleConfig::Stdio => terminal::connect(Arc::downgrade(&console), controller)
+                .map_err(|e| Error::System("read the terminal", e))?,
+            ConsoleConfig::Null | ConsoleConfig::File(_) => None,
+        };
+        Ok(Vm {
+            name: config.name,
+            ram: config.memory.bytes(),
+            gate,
+            vcpus,
+            pci,
+            power_button,
+            console,
+            console_writer,
+            terminal,
+            server,
+            paths,
+        })
+    }
+}
+
+fn open_kvm() -> Result<Kvm, Error> {
+    /// The one version that there has been since Linux 2.6.22.
+    const KVM_API_VERSION: i32 = 12;
+    let kvm = Kvm::new().map_err(Error::Kvm)?;
+    match kvm.get_api_version() {
+        KVM_API_VERSION => Ok(kvm),
+        other => Err(Error::KvmVersion(other)),
+    }
+}
+
+/// The IOAPIC and the local APICs, in the kernel.
+fn interrupt_controllers(vm: &Arc<VmFd>) -> Result<Arc<Routes>, Error> {
+    vm.set_tss_address(layout::KVM_TSS)
+        .map_err(|e| Error::KvmRefused("place its TSS", e))?;
+    vm.create_irq_chip()
+        .map_err(|e| Error::KvmRefused("create interrupt controllers", e))?;
+    Ok(Arc::new(Routes::new(vm.clone())?))
+}
+
+/// The devices in the order of their PCI addresses: randomness, disks, vsock, shared directories.
+fn virtio_devices(
+    config: &VmConfig,
+    paths: &mut Vec<Unlink>,
+) -> Result<Vec<Box<dyn virtio::Device>>, Error> {
+    let mut devices: Vec<Box<dyn virtio::Device>> = vec![Box::new(Rng::open()?)];
+    for disk in &config.disks {
+        devices.push(Box::new(Blk::open(&disk.path, disk.readonly)?));
+    }
+    if let Some(vsock) = &config.vsock {
+        devices.push(Box::new(Vsock::new(
+            u64::from(vsock.cid),
+            vsock.socket.clone(),
+        )?));
+        paths.push(Unlink::later(&vsock.socket));
+    }
+    for fs in &config.fs {
+        devices.push(Box::new(Fs::new(&fs.tag, fs.socket.clone())?));
+    }
+    Ok(devices)
+}
+
+fn buses(
+    pci: &Arc<pci::Root>,
+    console: &Arc<Console>,
+    controller: &Controller,
+) -> Result<Arc<Buses>, Error> {
+    let mut ports = Bus::new();
+    let power = Arc::new(Power::new(controller.clone()));
+    let keyboard = Arc::new(I8042::new(controller.clone()));
+    ports.insert(layout::SERIAL_PORT.into(), 8, console.clone())?;
+    ports.insert(
+        layout::I8042_PORT.into(),
+        layout::I8042_SIZE.into(),
+        keyboard,
+    )?;
+    ports.insert(layout::POWER_PORT.into(), layout::POWER_SIZE.into(), power)?;
+    ports.insert(
+        layout::PCI_CONFIG_PORT.into(),
+        layout::PCI_CONFIG_SIZE.into(),
+        pci.ports(),
+    )?;
+    let mut memory = Bus::new();
+    memory.insert(layout::ECAM_START, layout::ECAM_SIZE, pci.ecam())?;
+    memory.insert(
+        layout::PCI_WINDOW_START,
+        layout::PCI_WINDOW_SIZE,
+        pci.window(),
+    )?;
+    Ok(Arc::new(Buses { ports, memory }))
+}
+
+/// Lets `event` raise pin `gsi` of the IOAPIC.
+fn wire(vm: &VmFd, event: &EventFd, gsi: u32) -> Result<(), Error> {
+    vm.register_irqfd(event, gsi)
+        .map_err(|e| Error::KvmRefused("register an irqfd", e))
+}
+
+/// The 64-bit PCI window, behind the end of RAM.
+fn pci_window64(ram: &GuestMemory) -> (u64, u64) {
+    /// Aligned to, and as long as, what the largest BARs of today ask for.
+    const SIZE: u64 = 1 << 36;
+    let ram_end = ram.last_addr().raw_value().max(layout::HOLE_END);
+    let start = ram_end.next_multiple_of(SIZE);
+    (start, start + SIZE - 1)
+}
+
+/// The control socket, and what is to be removed with it.
+fn control_socket(
+    config: &VmConfig,
+) -> Result<(std::os::unix::net::UnixListener, Vec<Unlink>), Error> {
+    let path = match &config.api_socket {
+        Some(path) => path.clone(),
+        None => default_socket(config.name.as_str())
+            .map_err(|e| Error::System("make the directory of the control socket", e))?,
+    };
+    let listener = socket::listen_anew(&path).map_err(|source| Error::ControlSocket {
+        path: path.clone(),
+        source,
+    })?;
+    Ok((listener, vec![Unlink::later(path)]))
+}
+
+/// `$XDG_RUNTIME_DIR/orlop/NAME.sock`, or below `/run` without one.
+fn default_socket(name: &str) -> std::io::Result<PathBuf> {
+    let base = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| "/run".into(), PathBuf::from);
+    let dir = base.join("orlop").join("vm");
+    std::fs::create_dir_all(&dir)?;
+    Ok(dir.join(format!("{name}.sock")))
+}
+
+/// All vCPUs are created before the first is set up: their threads wait at the gate.
+fn spawn_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    count: u8,
+    entry: Entry,
+    spawn: impl Fn(u8, kvm_ioctls::VcpuFd) -> std::io::Result<Vcpu>,
+) -> Result<Vec<Vcpu>, Error> {
+    let supported =
+        cpuid::supported(kvm).map_err(|e| Error::KvmRefused("tell what CPUID it supports", e))?;
+    let mut fds = Vec::with_capacity(count.into());
+    for id in 0..count {
+        let fd = vm
+            .create_vcpu(id.into())
+            .map_err(|e| Error::KvmRefused("create a vCPU; give the VM fewer with --cpus", e))?;
+        let leaves = cpuid::of_vcpu(&supported, id, count).map_err(Error::Cpuid)?;
+        fd.set_cpuid2(&leaves)
+            .map_err(|e| Error::KvmRefused("set a vCPU's CPUID", e))?;
+        regs::set_up(&fd, entry)?;
+        fds.push((id, fd));
+    }
+    fds.into_iter()
+        .map(|(id, fd)| spawn(id, fd).map_err(|e| Error::System("start a vCPU's thread", e)))
+        .collect()
+}
+
+fn eventfd() -> Result<EventFd, Error> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+        .map_err(|e| Error::System("create an eventfd", e))
+}

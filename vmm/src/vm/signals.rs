@@ -1,0 +1,37 @@
+//! SIGTERM, SIGINT and SIGHUP end the VM in good order: sockets removed, terminal restored.
+
+use std::io;
+use std::thread;
+
+use super::{Controller, Outcome};
+use crate::control::Message;
+
+/// Blocks the signals in this thread and in all that it starts, and hands them to the controller.
+pub(super) fn to_controller(controller: Controller) -> io::Result<()> {
+    let signals = blocked()?;
+    let wait = move || {
+        let mut signal = 0;
+        // SAFETY: both pointers are to live values.
+        while unsafe { libc::sigwait(&signals, &mut signal) } == 0 {
+            // When nobody listens, the VM is ending already.
+            let _ = controller.send(Message::Ended(Outcome::Killed));
+        }
+    };
+    thread::Builder::new().name("signals".into()).spawn(wait)?;
+    Ok(())
+}
+
+fn blocked() -> io::Result<libc::sigset_t> {
+    // SAFETY: sigemptyset initialises the set before anything reads it; the numbers are valid.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            libc::sigaddset(&mut set, signal);
+        }
+        match libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) {
+            0 => Ok(set),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
