@@ -73,10 +73,4 @@ impl Cache {
     pub fn virtiofsd(&self) -> PathBuf {
         self.root.join("bin/virtiofsd")
     }
-
-    /// Container images made here.
-    #[must_use]
-    pub fn images(&self) -> PathBuf {
-        self.root.join("images")
-    }
 }

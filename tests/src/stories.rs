@@ -1,4 +1,5 @@
-//! `cargo testbed test`: the unit tests here, and the stories where KVM is, one virtual host and one containerd for all of them.
+//! `cargo testbed test`: the unit tests here, the stories and all other integration tests where KVM is, with one virtual host and
+//! one containerd for all of them.
 //!
 //! A story that cannot be told on a machine says so with [`skip`]; it is counted as skipped, never as passed.
 
@@ -177,7 +178,7 @@ fn count_output(child: &mut Child) -> Result<Count> {
 fn story_programs() -> Result<BTreeMap<String, PathBuf>> {
     let mut command = build::cargo_command();
     let output = command
-        .args(["test", "--package=orlop-testbed", "--test=*", "--no-run"])
+        .args(["test", "--workspace", "--test=*", "--no-run"])
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()?;

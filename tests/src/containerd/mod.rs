@@ -37,7 +37,6 @@ const BRIDGE: &str = "orlop-cni0";
 /// made here, they are not taken for something that this container left.
 const DIRECTORIES: &[&str] = &[
     "cni",
-    "images",
     "logs",
     "orlop",
     "root/io.containerd.grpc.v1.cri/containers",
@@ -89,13 +88,12 @@ impl Node {
             process: node.spawn()?,
         };
         node.wait_until_ready(&mut daemon)?;
-        for archive in image::make_all(&directory.join("images"))? {
-            for namespace in ["default", "k8s.io"] {
-                let archive = archive.to_string_lossy();
-                let done = node.ctr(namespace, &["images", "import", &archive])?;
-                if done.status != 0 {
-                    bail!("cannot import {archive}: {}", done.error());
-                }
+        let archive = directory.join("images.tar");
+        fs::write(&archive, image::archive()?)?;
+        for namespace in ["default", "k8s.io"] {
+            let done = node.ctr(namespace, &["images", "import", &archive.to_string_lossy()])?;
+            if done.status != 0 {
+                bail!("cannot import the images: {}", done.error());
             }
         }
         Ok((node, daemon))

@@ -33,7 +33,7 @@ pub(super) fn arguments(machine: &Machine, kernel: &Kernel, run: &Path) -> Vec<O
         "-accel",
         "tcg,thread=multi",
         "-cpu",
-        "max,+svm",
+        "max,+svm,-erms,-fsrm",
         "-device",
         "intel-iommu,intremap=on,caching-mode=on",
         "-device",
