@@ -3,7 +3,7 @@
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -37,6 +37,10 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 pub fn listen_anew(path: &Path) -> io::Result<UnixListener> {
     match listen(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            // A regular file refuses connections just as a dead socket does.
+            if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+                return Err(error);
+            }
             match UnixStream::connect(path) {
                 Err(dead) if dead.kind() == io::ErrorKind::ConnectionRefused => {}
                 _ => return Err(error),

@@ -358,3 +358,6 @@ impl bus::Device for Window {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

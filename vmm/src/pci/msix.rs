@@ -92,7 +92,8 @@ impl Msix {
 
     /// The driver reads the table.
     pub fn read_table(&self, offset: usize, data: &mut [u8]) {
-        for (at, byte) in (offset..).zip(data) {
+        for (index, byte) in data.iter_mut().enumerate() {
+            let at = offset.saturating_add(index);
             *byte = self
                 .vectors
                 .get(at / ENTRY_SIZE)
@@ -107,7 +108,8 @@ impl Msix {
         if !offset.is_multiple_of(4) || !matches!(data.len(), 4 | 8) {
             return;
         }
-        for (at, bytes) in (offset..).step_by(4).zip(data.as_chunks::<4>().0) {
+        for (word, bytes) in data.as_chunks::<4>().0.iter().enumerate() {
+            let at = offset.saturating_add(4 * word);
             let index = at / ENTRY_SIZE;
             let vector = self.vectors.get_mut(index);
             if let Some(word) = vector.and_then(|vector| vector.entry.get_mut(at % ENTRY_SIZE / 4))
@@ -120,8 +122,8 @@ impl Msix {
 
     /// The driver reads the pending bits: those vectors whose events wait for an unmask.
     pub fn read_pending(&self, offset: usize, data: &mut [u8]) {
-        for (at, byte) in (offset..).zip(data) {
-            let first = at.saturating_mul(8);
+        for (index, byte) in data.iter_mut().enumerate() {
+            let first = offset.saturating_add(index).saturating_mul(8);
             let vectors = self.vectors.iter().skip(first).take(8);
             *byte = vectors.enumerate().fold(0, |bits, (bit, vector)| {
                 let waits = vector.attached.is_none() && is_signalled(&vector.event);

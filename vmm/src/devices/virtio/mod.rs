@@ -18,7 +18,7 @@ pub mod interrupt;
 pub mod queue;
 pub mod rng;
 #[cfg(test)]
-mod test_driver;
+pub(crate) mod test_driver;
 pub mod transport;
 pub mod vsock;
 pub mod worker;

@@ -2,3 +2,7 @@
 
 pub mod pci;
 pub mod status;
+#[cfg(test)]
+pub(crate) mod test_wires;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,443 @@
+//! A device behind its PCI function, configured rightly and wrongly.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::pci::VirtioPci;
+use super::test_wires::Wires;
+use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::test_driver::{PATIENCE, Random, TestQueue, ram, wait};
+use crate::devices::virtio::{F_RING_EVENT_IDX, F_RING_INDIRECT_DESC, F_VERSION_1, GuestMemory};
+use crate::pci::Function;
+
+const FEATURE_SELECT: u64 = 0x00;
+const FEATURE: u64 = 0x04;
+const DRIVER_FEATURE_SELECT: u64 = 0x08;
+const DRIVER_FEATURE: u64 = 0x0c;
+const CONFIG_VECTOR: u64 = 0x10;
+const QUEUE_COUNT: u64 = 0x12;
+const STATUS: u64 = 0x14;
+const QUEUE_SELECT: u64 = 0x16;
+const QUEUE_SIZE: u64 = 0x18;
+const QUEUE_VECTOR: u64 = 0x1a;
+const QUEUE_ENABLE: u64 = 0x1c;
+const QUEUE_NOTIFY: u64 = 0x1e;
+const QUEUE_DESCRIPTORS: u64 = 0x20;
+const QUEUE_DRIVER: u64 = 0x28;
+const QUEUE_DEVICE: u64 = 0x30;
+const DEVICE: u64 = 0x2000;
+const NOTIFY: u64 = 0x3000;
+const TABLE: u64 = 0x4000;
+const PENDING: u64 = 0x5000;
+
+const DRIVER: u64 = 1 | 2;
+const FEATURES_OK: u64 = 8;
+const DRIVER_OK: u64 = 4;
+const NEEDS_RESET: u64 = 64;
+const RUNNING: u64 = DRIVER | FEATURES_OK | DRIVER_OK;
+const GOOD: u64 = F_VERSION_1 | F_RING_EVENT_IDX;
+
+struct Guest {
+    function: VirtioPci,
+    memory: Arc<GuestMemory>,
+    wires: Arc<Wires>,
+    queue: TestQueue,
+}
+
+impl Guest {
+    /// A function with virtio-rng, and where its queue shall be.
+    fn new() -> Self {
+        let memory = ram(0x10_0000);
+        let wires = Wires::new();
+        let rng = Box::new(Rng::open().unwrap());
+        let function = VirtioPci::new(rng, memory.clone(), wires.clone(), wires.clone()).unwrap();
+        Guest {
+            function,
+            queue: TestQueue::new(&memory, 0x1000, 16, true),
+            memory,
+            wires,
+        }
+    }
+
+    fn get(&mut self, at: u64, len: usize) -> u64 {
+        let mut bytes = [0; 8];
+        self.function.read(at, &mut bytes[..len]);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn put(&mut self, at: u64, len: usize, value: u64) {
+        self.function.write(at, &value.to_le_bytes()[..len]);
+    }
+
+    fn status(&mut self) -> u64 {
+        self.get(STATUS, 1)
+    }
+
+    fn take_features(&mut self, features: u64) {
+        for half in 0..2 {
+            self.put(DRIVER_FEATURE_SELECT, 4, half);
+            self.put(DRIVER_FEATURE, 4, features >> (32 * half));
+        }
+    }
+
+    /// Up to FEATURES_OK.
+    fn negotiate(&mut self, features: u64) {
+        self.put(STATUS, 1, 0);
+        self.put(STATUS, 1, DRIVER);
+        self.take_features(features);
+        self.put(STATUS, 1, DRIVER | FEATURES_OK);
+    }
+
+    fn lay_out(&mut self) {
+        let layout = self.queue.layout;
+        self.put(QUEUE_SELECT, 2, 0);
+        self.put(QUEUE_SIZE, 2, layout.size.into());
+        self.put(QUEUE_VECTOR, 2, 1);
+        for (at, place) in [
+            (QUEUE_DESCRIPTORS, layout.descriptors.0),
+            (QUEUE_DRIVER, layout.driver.0),
+            (QUEUE_DEVICE, layout.device.0),
+        ] {
+            self.put(at, 4, place & 0xffff_ffff);
+            self.put(at + 4, 4, place >> 32);
+        }
+        self.put(QUEUE_ENABLE, 2, 1);
+    }
+
+    fn start(&mut self) {
+        self.negotiate(GOOD);
+        self.put(CONFIG_VECTOR, 2, 0);
+        self.lay_out();
+        self.put(STATUS, 1, RUNNING);
+    }
+
+    /// A request is answered: the device runs.
+    fn works(&mut self) {
+        let head = self.queue.add(&[(0x8000, 16, true)]).unwrap();
+        self.put(NOTIFY, 2, 0);
+        // Its interrupt goes elsewhere than to the queue's own event, so the ring is looked at.
+        let end = Instant::now() + PATIENCE;
+        let used = loop {
+            if let Some(used) = self.queue.take_used() {
+                break used;
+            }
+            assert!(Instant::now() < end, "the device did not use the chain");
+            std::thread::sleep(Duration::from_micros(100));
+        };
+        assert_eq!(used, (head, 16));
+    }
+
+    /// Forgets the queue's rings, as after a reset.
+    fn new_queue(&mut self) {
+        use vm_memory::{Bytes, GuestAddress};
+        let zeros = [0; 0x1000];
+        self.memory
+            .write_slice(&zeros, GuestAddress(0x1000))
+            .unwrap();
+        self.queue = TestQueue::new(&self.memory, 0x1000, 16, true);
+    }
+}
+
+#[test]
+fn a_driver_that_does_as_it_should_has_a_working_device() {
+    let mut guest = Guest::new();
+    guest.put(FEATURE_SELECT, 4, 0);
+    let low = guest.get(FEATURE, 4);
+    assert_eq!(low, F_RING_INDIRECT_DESC | F_RING_EVENT_IDX);
+    guest.put(FEATURE_SELECT, 4, 1);
+    assert_eq!(guest.get(FEATURE, 4) << 32, F_VERSION_1);
+    guest.put(FEATURE_SELECT, 4, 2);
+    assert_eq!(guest.get(FEATURE, 4), 0);
+    assert_eq!(guest.get(QUEUE_COUNT, 2), 1);
+    guest.start();
+    assert_eq!(guest.status(), RUNNING);
+    for _ in 0..40 {
+        guest.works();
+    }
+    // And again after a reset.
+    guest.put(STATUS, 1, 0);
+    assert_eq!(guest.status(), 0);
+    guest.new_queue();
+    guest.start();
+    guest.works();
+}
+
+#[test]
+fn an_interrupt_waits_for_its_vector_to_be_unmasked() {
+    let mut guest = Guest::new();
+    guest.start();
+    guest.works();
+    // Vector 1 is the queue's: it is masked, so it is pending, and not attached.
+    assert!(guest.wires.irqs.lock().unwrap().is_empty());
+    let end = Instant::now() + PATIENCE;
+    while guest.get(PENDING, 1) != 0b10 {
+        assert!(Instant::now() < end, "not pending");
+    }
+    let mut control = [0; 4];
+    guest.function.read_config(0x40, &mut control);
+    assert_eq!(control[0], 0x11, "the MSI-X capability comes first");
+    guest.function.write_config(0x42, &[control[2], 0x80]);
+    for (word, value) in [(4, 0xfee0_0000), (5, 0), (6, 0x41), (7, 0)] {
+        guest.put(TABLE + 4 * word, 4, value);
+    }
+    assert_eq!(guest.wires.irqs.lock().unwrap().len(), 1);
+    assert_eq!(guest.get(PENDING, 1), 0);
+}
+
+#[test]
+fn features_that_were_not_offered_or_too_few_are_refused() {
+    let mut guest = Guest::new();
+    for features in [
+        0,
+        F_RING_EVENT_IDX,
+        GOOD | 1,
+        GOOD | 1 << 33,
+        GOOD | 1 << 63,
+        u64::MAX,
+    ] {
+        guest.negotiate(features);
+        assert_eq!(guest.status(), DRIVER, "{features:#x}");
+        // Nor can it be skipped.
+        guest.lay_out();
+        guest.put(STATUS, 1, DRIVER | DRIVER_OK);
+        assert_eq!(guest.status(), DRIVER);
+    }
+    guest.negotiate(GOOD);
+    assert_eq!(guest.status(), DRIVER | FEATURES_OK);
+    // What was agreed upon stays.
+    guest.take_features(u64::MAX);
+    guest.put(DRIVER_FEATURE_SELECT, 4, 1);
+    assert_eq!(guest.get(DRIVER_FEATURE, 4), GOOD >> 32);
+    guest.put(DRIVER_FEATURE_SELECT, 4, 2);
+    guest.put(DRIVER_FEATURE, 4, 7);
+    assert_eq!(guest.get(DRIVER_FEATURE, 4), 0);
+}
+
+#[test]
+fn a_queue_that_is_enabled_or_running_does_not_change() {
+    let fields = [
+        (QUEUE_SIZE, 2),
+        (QUEUE_VECTOR, 2),
+        (QUEUE_ENABLE, 2),
+        (QUEUE_DESCRIPTORS, 4),
+        (QUEUE_DESCRIPTORS + 4, 4),
+        (QUEUE_DRIVER, 4),
+        (QUEUE_DRIVER + 4, 4),
+        (QUEUE_DEVICE, 4),
+        (QUEUE_DEVICE + 4, 4),
+    ];
+    let mut guest = Guest::new();
+    for running in [false, true] {
+        guest.negotiate(GOOD);
+        guest.lay_out();
+        if running {
+            guest.put(STATUS, 1, RUNNING);
+        }
+        for (at, len) in fields {
+            let before = guest.get(at, len);
+            for value in [0, 1, 0x4000, u64::MAX] {
+                guest.put(at, len, value);
+                assert_eq!(guest.get(at, len), before, "{at:#x}");
+            }
+        }
+    }
+    guest.works();
+}
+
+#[test]
+fn a_queue_that_was_not_enabled_is_not_changed_while_the_device_runs() {
+    let mut guest = Guest::new();
+    guest.negotiate(GOOD);
+    guest.put(STATUS, 1, RUNNING);
+    assert_eq!(guest.status(), RUNNING | NEEDS_RESET, "it needs its queue");
+    guest.lay_out();
+    assert_eq!(guest.get(QUEUE_ENABLE, 2), 0);
+    assert_eq!(guest.get(QUEUE_SIZE, 2), 64);
+}
+
+#[test]
+fn rings_that_cannot_be_ask_for_a_reset_and_after_it_all_is_well() {
+    let mut guest = Guest::new();
+    let bad: [(u64, usize, u64); 7] = [
+        (QUEUE_SIZE, 2, 0),
+        (QUEUE_SIZE, 2, 3),
+        (QUEUE_SIZE, 2, 128),
+        (QUEUE_SIZE, 2, 0x8000),
+        (QUEUE_DESCRIPTORS, 4, 0x10_0000),
+        (QUEUE_DRIVER + 4, 4, 0xffff_ffff),
+        (QUEUE_DEVICE, 4, 0x1002),
+    ];
+    for (at, len, value) in bad {
+        guest.negotiate(GOOD);
+        guest.put(CONFIG_VECTOR, 2, 0);
+        let layout = guest.queue.layout;
+        guest.put(QUEUE_DESCRIPTORS, 4, layout.descriptors.0);
+        guest.put(QUEUE_DRIVER, 4, layout.driver.0);
+        guest.put(QUEUE_DEVICE, 4, layout.device.0);
+        guest.put(QUEUE_SIZE, 2, 16);
+        guest.put(at, len, value);
+        guest.put(QUEUE_ENABLE, 2, 1);
+        guest.put(STATUS, 1, RUNNING);
+        assert_eq!(guest.status(), RUNNING | NEEDS_RESET, "{at:#x} {value:#x}");
+        assert_eq!(guest.get(PENDING, 1) & 1, 1, "the driver is told");
+        // Nothing but a reset helps.
+        guest.put(STATUS, 1, RUNNING);
+        assert_eq!(guest.status(), RUNNING | NEEDS_RESET);
+    }
+    guest.start();
+    assert_eq!(guest.status(), RUNNING);
+    guest.works();
+}
+
+#[test]
+fn status_bits_are_only_added_and_ours_is_not_the_driver_s() {
+    let mut guest = Guest::new();
+    guest.put(STATUS, 1, DRIVER);
+    guest.put(STATUS, 1, 1);
+    assert_eq!(guest.status(), DRIVER);
+    guest.put(STATUS, 1, NEEDS_RESET | 16 | 32);
+    assert_eq!(guest.status(), DRIVER);
+    guest.put(STATUS, 1, 128);
+    assert_eq!(guest.status(), DRIVER | 128);
+    // Accesses of another size are none.
+    guest.put(STATUS, 2, 0);
+    guest.put(STATUS, 4, 0);
+    assert_eq!(guest.status(), DRIVER | 128);
+    guest.put(STATUS, 1, 0);
+    assert_eq!(guest.status(), 0);
+}
+
+#[test]
+fn a_reset_forgets_everything() {
+    let mut guest = Guest::new();
+    guest.start();
+    guest.put(STATUS, 1, 0);
+    for at in [
+        DRIVER_FEATURE,
+        QUEUE_ENABLE,
+        QUEUE_DESCRIPTORS,
+        QUEUE_DRIVER,
+        QUEUE_DEVICE,
+    ] {
+        assert_eq!(guest.get(at, 2), 0, "{at:#x}");
+    }
+    assert_eq!(guest.get(QUEUE_SIZE, 2), 64);
+    assert_eq!(guest.get(QUEUE_VECTOR, 2), 0xffff);
+    assert_eq!(guest.get(CONFIG_VECTOR, 2), 0xffff);
+    // The device lets go of the rings.
+    guest.queue.add(&[(0x8000, 16, true)]).unwrap();
+    guest.put(NOTIFY, 2, 0);
+    assert!(!wait(&guest.queue.interrupt, Duration::from_millis(50)));
+    assert_eq!(guest.queue.used_index(), 0);
+}
+
+#[test]
+fn queues_and_vectors_that_do_not_exist() {
+    let mut guest = Guest::new();
+    guest.negotiate(GOOD);
+    for queue in [1, 2, 0x7fff, 0xffff] {
+        guest.put(QUEUE_SELECT, 2, queue);
+        assert_eq!(guest.get(QUEUE_SIZE, 2), 0);
+        guest.put(QUEUE_SIZE, 2, 16);
+        guest.put(QUEUE_ENABLE, 2, 1);
+        assert_eq!(guest.get(QUEUE_SIZE, 2), 0);
+        assert_eq!(guest.get(QUEUE_ENABLE, 2), 0);
+        assert_eq!(guest.get(QUEUE_NOTIFY, 2), queue);
+        guest.put(NOTIFY + 4 * queue.min(0x3ff), 4, 0);
+    }
+    guest.put(QUEUE_SELECT, 2, 0);
+    for vector in [2, 100, 0xfffe, 0xffff] {
+        guest.put(QUEUE_VECTOR, 2, vector);
+        assert_eq!(guest.get(QUEUE_VECTOR, 2), 0xffff);
+        guest.put(CONFIG_VECTOR, 2, vector);
+        assert_eq!(guest.get(CONFIG_VECTOR, 2), 0xffff);
+    }
+    assert_eq!(guest.get(DEVICE, 8), 0, "virtio-rng has no configuration");
+}
+
+#[test]
+fn the_window_in_configuration_space_reaches_the_bar_and_nothing_else() {
+    let mut guest = Guest::new();
+    // Find it: a vendor's capability of type 5.
+    let mut at = 0x34;
+    let mut byte = [0];
+    let window = loop {
+        guest.function.read_config(at, &mut byte);
+        at = usize::from(byte[0]);
+        assert_ne!(at, 0, "no window");
+        let mut head = [0; 4];
+        guest.function.read_config(at, &mut head);
+        if head[0] == 9 && head[3] == 5 {
+            break at;
+        }
+        at += 1;
+    };
+    let mut look = |bar: u8, offset: u32, length: u32| {
+        guest.function.write_config(window + 4, &[bar]);
+        guest
+            .function
+            .write_config(window + 8, &offset.to_le_bytes());
+        guest
+            .function
+            .write_config(window + 12, &length.to_le_bytes());
+        let mut data = [0xee; 4];
+        guest.function.read_config(window + 16, &mut data);
+        data
+    };
+    assert_eq!(look(0, QUEUE_SIZE as u32, 2)[..2], [64, 0]);
+    // Elsewhere there is what was written there: nothing.
+    for (bar, offset, length) in [
+        (1, 0x18, 2),
+        (0, 0x6000, 4),
+        (0, 0xffff_ffff, 4),
+        (0, 0x18, 0),
+        (0, 0x18, 3),
+        (0, 0x18, 8),
+        (0, 0x18, 0xffff_ffff),
+    ] {
+        assert_eq!(
+            look(bar, offset, length),
+            [0; 4],
+            "{bar} {offset:#x} {length}"
+        );
+    }
+    look(0, STATUS as u32, 1);
+    guest.function.write_config(window + 16, &[1]);
+    assert_eq!(guest.status(), 1);
+}
+
+#[test]
+fn anything_anywhere() {
+    let mut random = Random::new(3);
+    let mut guest = Guest::new();
+    for round in 0..3_000 {
+        let len = [1, 2, 4, 8, 3, 0, 16][random.below(7) as usize];
+        let area =
+            [0, 0, 0, 0x1000, DEVICE, NOTIFY, TABLE, PENDING, 0x7ff0][random.below(9) as usize];
+        let at = match random.below(20) {
+            0 => random.next(),
+            1 => area + random.below(0x1000),
+            _ => area + random.below(0x40),
+        };
+        let mut data = [0; 16];
+        data[..8].copy_from_slice(&random.next().to_le_bytes());
+        if random.one_in(2) {
+            data[1..].fill(0);
+        }
+        let config = random.below(0x120) as usize;
+        match random.below(8) {
+            0 => guest.function.read(at, &mut data[..len]),
+            1 => guest.function.read_config(config, &mut data[..len.min(4)]),
+            2 => guest.function.write_config(config, &data[..len.min(4)]),
+            _ => guest.function.write(at, &data[..len]),
+        }
+        // Most of the time the device gets as far as running, with whatever was said before.
+        if round % 50 == 0 {
+            guest.start();
+        }
+    }
+    guest.put(STATUS, 1, 0);
+    guest.new_queue();
+    guest.start();
+    guest.works();
+}
