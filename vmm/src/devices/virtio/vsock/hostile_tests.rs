@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use super::packet::{HOST_CID, Header, Op, SHUTDOWN_BOTH};
 use super::test_guest::{CID, Guest};
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 use crate::devices::virtio::test_driver::TestQueue;
 
