@@ -27,8 +27,9 @@ use crate::stdio::hello;
 /// How long the answer to Shutdown may take to leave.
 const FAREWELL: Duration = Duration::from_millis(20);
 
-/// How long the host may take to accept the signal of readiness, before the agent goes on without.
-const READY_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the agent tries to tell the host that it is ready. The kernel gives up on each try after two seconds, in which a busy
+/// host may not have answered.
+const READY_PATIENCE: Duration = Duration::from_secs(60);
 
 struct Ports {
     control: Listener,
@@ -124,11 +125,19 @@ async fn serve(ports: Ports, places: Places, phases: Vec<Phase>) -> anyhow::Resu
 
 /// Connects once to the host, which learns by it that the guest is ready.
 async fn tell_host() {
-    let ready = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, CONTROL_PORT));
-    match tokio::time::timeout(READY_PATIENCE, ready).await {
+    let host = VsockAddr::new(VMADDR_CID_HOST, CONTROL_PORT);
+    let told = async {
+        loop {
+            match VsockStream::connect(host).await {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+                other => return other,
+            }
+        }
+    };
+    match tokio::time::timeout(READY_PATIENCE, told).await {
         Ok(Ok(_)) => {}
         // A host that does not listen asks by Info when it wants to know.
         Ok(Err(error)) => log::info!("the host does not listen for readiness: {error}"),
-        Err(_) => log::info!("the host did not take the signal of readiness"),
+        Err(_) => log::warn!("the host did not take the signal of readiness"),
     }
 }
