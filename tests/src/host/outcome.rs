@@ -24,6 +24,8 @@ pub enum Outcome {
     HostFailed {
         /// What is known of it, for people.
         reason: String,
+        /// True when the command may have begun.
+        was_up: bool,
         /// The end of the virtual host's console.
         console: String,
     },
@@ -50,10 +52,14 @@ impl Outcome {
                 "the time limit of {} s ended the command",
                 limit.as_secs()
             )),
-            Self::HostFailed { reason, console } if console.is_empty() => Some(format!(
+            Self::HostFailed {
+                reason, console, ..
+            } if console.is_empty() => Some(format!(
                 "the virtual host failed: {reason} (its console is empty)"
             )),
-            Self::HostFailed { reason, console } => Some(format!(
+            Self::HostFailed {
+                reason, console, ..
+            } => Some(format!(
                 "the virtual host failed: {reason}; the end of its console:\n{console}"
             )),
         }
@@ -85,6 +91,7 @@ mod tests {
     fn a_failed_host_shows_the_end_of_its_console() {
         let outcome = Outcome::HostFailed {
             reason: "QEMU ended".into(),
+            was_up: true,
             console: "Kernel panic".into(),
         };
         assert_eq!(outcome.exit_status(), EXIT_HOST_FAILED);

@@ -14,9 +14,10 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 /// The virtual host's kernel command line.
 ///
 /// The IOMMU is on for VFIO; `tsc=reliable` spares the clock's watchdog, which takes emulation's jitter for a broken TSC and
-/// falls back to a clock whose every reading is an exit; the mitigations would cost time and protect nothing here.
+/// falls back to a clock whose every reading is an exit; `no_timer_check` spares the panic of a kernel that missed timer ticks
+/// because its emulator waited for a processor; the mitigations would cost time and protect nothing here.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic=-1 intel_iommu=on iommu=pt tsc=reliable mitigations=off \
-     cgroup_no_v1=all random.trust_cpu=1 audit=0 preempt=none i8042.noaux";
+     cgroup_no_v1=all random.trust_cpu=1 audit=0 preempt=none i8042.noaux no_timer_check";
 
 /// The arguments with which QEMU runs `kernel` as `machine`. `run` is the directory of this run's initrd, console log and sockets.
 pub(super) fn arguments(machine: &Machine, kernel: &Kernel, run: &Path) -> Vec<OsString> {

@@ -21,9 +21,12 @@ use nix::unistd::Pid;
 use super::channel::{Job, Port, Report};
 use super::kernel::Kernel;
 use super::{Machine, Outcome, initrd, qemu};
+use crate::progress::step;
 
 /// The virtual host comes up in a few seconds; this is for a machine that does ten other things.
-const BOOT_LIMIT: Duration = Duration::from_secs(180);
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
+/// A virtual host that does not come up is started again: on a machine that is very busy, an emulated kernel's boot can go wrong.
+const BOOT_ATTEMPTS: u32 = 3;
 /// A host that sends no heartbeat for so long hangs.
 const SILENCE_LIMIT: Duration = Duration::from_secs(120);
 /// How long QEMU may take to end once it was told to.
@@ -53,8 +56,20 @@ pub(super) fn run(
     let signals = watched_signals();
     let inherited_mask = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    let outcome = Session::start(machine, kernel, run, &inherited_mask)
-        .and_then(|session| session.watch(&signals, limit, run));
+    let mut attempt = 1;
+    let outcome = loop {
+        let outcome = Session::start(machine, kernel, run, &inherited_mask)
+            .and_then(|session| session.watch(&signals, limit, run));
+        match &outcome {
+            Ok(Outcome::HostFailed { was_up, reason, .. })
+                if !was_up && attempt < BOOT_ATTEMPTS =>
+            {
+                step(format!("starting the virtual host again: {reason}"));
+                attempt += 1;
+            }
+            _ => break outcome,
+        }
+    };
     // After an interruption the signals stay blocked: a second one would kill this process before it has cleaned up.
     if !matches!(outcome, Ok(Outcome::Interrupted(_))) {
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&inherited_mask), None)?;
@@ -70,6 +85,8 @@ fn watched_signals() -> SigSet {
 struct Session {
     qemu: Child,
     ended: OwnedFd,
+    /// Taken when the host is up: what is read of standard input before is lost to another attempt.
+    input: Option<UnixStream>,
     reports: UnixStream,
     pumps: Vec<JoinHandle<()>>,
     /// Readable when a pump has ended.
@@ -78,7 +95,12 @@ struct Session {
 
 impl Session {
     fn start(machine: &Machine, kernel: &Kernel, run: &Path, mask: &SigSet) -> Result<Self> {
-        let listen = |port| UnixListener::bind(qemu::socket(run, port));
+        let listen = |port| {
+            let socket = qemu::socket(run, port);
+            // That of an earlier attempt.
+            let _ = fs::remove_file(&socket);
+            UnixListener::bind(socket)
+        };
         let listeners = (
             listen(Port::Input)?,
             listen(Port::Output)?,
@@ -96,7 +118,6 @@ impl Session {
 
         let (pump_ended, notice) = UnixStream::pair()?;
         let (output_notice, error_notice) = (notice.try_clone()?, notice);
-        thread::spawn(move || forward_input(input));
         let pumps = vec![
             thread::spawn(move || pass_on(output, io::stdout(), output_notice)),
             thread::spawn(move || pass_on(error, io::stderr(), error_notice)),
@@ -104,6 +125,7 @@ impl Session {
         Ok(Self {
             qemu,
             ended,
+            input: Some(input),
             reports,
             pumps,
             pump_ended,
@@ -129,8 +151,9 @@ impl Session {
         let start = Instant::now();
         let mut last_report = None;
         let mut lines = Vec::new();
-        let failed = |reason: String| Outcome::HostFailed {
+        let failed = |reason: String, was_up: bool| Outcome::HostFailed {
             reason,
+            was_up,
             console: console_tail(run),
         };
         loop {
@@ -145,8 +168,13 @@ impl Session {
             for report in self.read_reports(&mut lines)? {
                 last_report = Some(Instant::now());
                 match report {
-                    Report::Up | Report::Alive => {}
-                    Report::Failed(reason) => return Ok(failed(reason)),
+                    Report::Up => {
+                        if let Some(input) = self.input.take() {
+                            thread::spawn(move || forward_input(input));
+                        }
+                    }
+                    Report::Alive => {}
+                    Report::Failed(reason) => return Ok(failed(reason, last_report.is_some())),
                     Report::Ended(status) => return Ok(Outcome::Ended(status)),
                 }
             }
@@ -156,7 +184,7 @@ impl Session {
                     "" => "it ended without a report, as after a kernel panic".into(),
                     said => format!("QEMU ended: {said}"),
                 };
-                return Ok(failed(reason));
+                return Ok(failed(reason, last_report.is_some()));
             }
             if ready.pump_ended {
                 return Ok(Outcome::Interrupted(libc::SIGPIPE));
@@ -166,11 +194,17 @@ impl Session {
                 _ if Instant::now() < silence_end => {}
                 _ if last_report.is_none() => {
                     let seconds = BOOT_LIMIT.as_secs();
-                    return Ok(failed(format!("it did not come up within {seconds} s")));
+                    return Ok(failed(
+                        format!("it did not come up within {seconds} s"),
+                        false,
+                    ));
                 }
                 _ => {
                     let seconds = SILENCE_LIMIT.as_secs();
-                    return Ok(failed(format!("it hangs: no heartbeat for {seconds} s")));
+                    return Ok(failed(
+                        format!("it hangs: no heartbeat for {seconds} s"),
+                        true,
+                    ));
                 }
             }
         }
