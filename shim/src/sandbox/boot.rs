@@ -114,11 +114,14 @@ async fn try_boot(pod: &Pod, ready: UnixListener) -> Result<Programs, BootError>
             Err(source) => BootError::File { path: sockets::VSOCK.into(), source },
         },
         status = programs.vmm.wait() => BootError::Vmm(programs.why_vmm_ended(status).await),
-        status = programs.virtiofsd.wait() => {
-            programs.fs_output.finish().await;
-            let line = programs.fs_output.last_line();
-            BootError::Virtiofsd(line.unwrap_or_else(|| describe(status)))
-        }
+        status = programs.virtiofsd.wait() => match programs.why_vmm_ended_too().await {
+            Some(reason) => BootError::Vmm(reason),
+            None => {
+                programs.fs_output.finish().await;
+                let line = programs.fs_output.last_line();
+                BootError::Virtiofsd(line.unwrap_or_else(|| describe(status)))
+            }
+        },
         () = tokio::time::sleep(pod.config.boot_timeout()) => {
             let console = programs.console.last_line();
             let console = console.map(|line| format!("; last on its console: {line}"));
@@ -126,7 +129,6 @@ async fn try_boot(pod: &Pod, ready: UnixListener) -> Result<Programs, BootError>
         }
     };
     programs.kill().await;
-    // virtiofsd's end makes the VMM fail and the other way round: the VMM's own words tell more.
     Err(failure)
 }
 

@@ -26,6 +26,9 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a program may take to end after SIGKILL, and virtiofsd after the VMM.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long the VMM may take to end after virtiofsd has, if it ends for a reason of its own.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// The processes that make up a VM, and what they print.
 pub(super) struct Programs {
     pub vmm: Running,
@@ -47,6 +50,15 @@ impl Programs {
         if tokio::time::timeout(END_TIMEOUT, both).await.is_err() {
             log::error!("the VMM or virtiofsd does not end after SIGKILL");
         }
+    }
+
+    /// Why the VMM ended, if it did: after virtiofsd has. Each of the two ends when the other does, and which is noticed
+    /// first is chance; the VMM's words tell more.
+    pub(super) async fn why_vmm_ended_too(&mut self) -> Option<String> {
+        let status = tokio::time::timeout(LAST_WORDS, self.vmm.wait())
+            .await
+            .ok()?;
+        Some(self.why_vmm_ended(status).await)
     }
 
     /// Why the VMM ended: the last `orlop: …` line that it printed, else its status in words.
@@ -224,11 +236,14 @@ async fn watch(
             programs.why_vmm_ended(status).await
         }
         // A guest whose files are gone can only hang.
-        status = programs.virtiofsd.wait() => {
-            programs.fs_output.finish().await;
-            let line = programs.fs_output.last_line().unwrap_or_else(|| describe(status));
-            format!("virtiofsd ended: {line}")
-        }
+        status = programs.virtiofsd.wait() => match programs.why_vmm_ended_too().await {
+            Some(reason) => reason,
+            None => {
+                programs.fs_output.finish().await;
+                let line = programs.fs_output.last_line().unwrap_or_else(|| describe(status));
+                format!("virtiofsd ended: {line}")
+            }
+        },
         () = kill.notified() => "it was killed".to_owned(),
     };
     programs.kill().await;
