@@ -114,6 +114,14 @@ impl Routes {
             .map_err(|e| Error::Kvm("the interrupt routes", e))
     }
 
+    /// A route without its irqfd does nothing, and goes with the next change of KVM's table.
+    fn forget(&self, gsi: Gsi) {
+        self.messages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&gsi);
+    }
+
     /// Changes the table: all of it, or nothing when KVM refuses.
     fn change<T>(
         &self,
@@ -139,9 +147,10 @@ impl Msi for Routes {
             messages.insert(gsi, message);
             Ok(gsi)
         })?;
-        self.vm
-            .register_irqfd(fd, gsi.0)
-            .map_err(|e| Error::Kvm("an irqfd", e))?;
+        if let Err(error) = self.vm.register_irqfd(fd, gsi.0) {
+            self.forget(gsi);
+            return Err(Error::Kvm("an irqfd", error));
+        }
         Ok(gsi)
     }
 
@@ -156,11 +165,7 @@ impl Msi for Routes {
         self.vm
             .unregister_irqfd(fd, gsi.0)
             .map_err(|e| Error::Kvm("an irqfd's end", e))?;
-        // The route without its irqfd does nothing, and goes with the next change of the table.
-        self.messages
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&gsi);
+        self.forget(gsi);
         Ok(())
     }
 }
