@@ -156,11 +156,14 @@ async fn exec_with_a_terminal() {
     let Some(mut agent) = Agent::start().await else {
         return;
     };
-    agent.make_root("t");
-    agent.create("t", &spec(&IDLE), OUTPUT).await.unwrap();
-    agent.start_process("t", "").await.unwrap();
+    // As long as CRI's ids are: a socket whose path holds both could not be made.
+    let (container, exec) = ("c".repeat(64), "e".repeat(64));
+    let (container, exec) = (container.as_str(), exec.as_str());
+    agent.make_root(container);
+    agent.create(container, &spec(&IDLE), OUTPUT).await.unwrap();
+    agent.start_process(container, "").await.unwrap();
     let resize = ResizeRequest {
-        container: "t".into(),
+        container: container.into(),
         exec: String::new(),
         width: 80,
         height: 24,
@@ -169,12 +172,12 @@ async fn exec_with_a_terminal() {
     assert_eq!(refused.code(), Code::FailedPrecondition);
     let mut shell = process(&["sh", "-c", "test -t 0 && echo tty; exit 3"]);
     shell["terminal"] = json!(true);
-    agent.exec("t", "sh", &shell, ALL).await.unwrap();
-    let stdout = agent.stream("t", "sh", Stream::Stdout).await.unwrap();
-    let _stdin = agent.stream("t", "sh", Stream::Stdin).await.unwrap();
-    agent.start_process("t", "sh").await.unwrap();
+    agent.exec(container, exec, &shell, ALL).await.unwrap();
+    let stdout = agent.stream(container, exec, Stream::Stdout).await.unwrap();
+    let _stdin = agent.stream(container, exec, Stream::Stdin).await.unwrap();
+    agent.start_process(container, exec).await.unwrap();
     assert_eq!(read_all(stdout).await, "tty\r\n");
-    assert_eq!(agent.wait("t", "sh").await.unwrap().exit_status, 3);
+    assert_eq!(agent.wait(container, exec).await.unwrap().exit_status, 3);
 }
 
 #[tokio::test]

@@ -67,11 +67,13 @@ pub async fn launch(
     let expectation = reaper.expect();
     let (answer, answer_end) = pipe().map_err(system)?;
     let (report, report_end) = pipe().map_err(system)?;
+    // A descriptor's number is this launch's alone for as long as it is open.
+    let number = answer.as_raw_fd();
     let answer = Fd::new(answer).map_err(system)?;
     let report = ReportPipe(Fd::new(report).map_err(system)?);
     let console = request
         .terminal
-        .then(|| ConsoleSocket::new(places.console(request.id)))
+        .then(|| ConsoleSocket::new(places.console(number)))
         .transpose()
         .map_err(system)?;
     let (streams, child) = ends(request.stdio, request.terminal).map_err(system)?;

@@ -68,8 +68,10 @@ impl Places {
         self.bundle(&id.container).join(format!("{kind}-{exec}"))
     }
 
-    fn console(&self, id: &ProcessId) -> PathBuf {
-        self.process_file(id, "console")
+    /// Where launch `number` takes its terminal. CRI's ids have 64 digits, and two of them are longer than a socket's path may be
+    /// (108 bytes), so the name is short; no id begins with a dot.
+    fn console(&self, number: i32) -> PathBuf {
+        self.bundles.join(format!(".console-{number}"))
     }
 }
 
