@@ -97,9 +97,9 @@ fn show(node: &Node, cri: &Cri, pod: &Pod) -> Result<()> {
         Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned())
     };
     let here = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    println!();
-    println!("  {:<12} {:<46} in the pod", "", "on the host");
-    println!(
+    eprintln!();
+    eprintln!("  {:<12} {:<46} in the pod", "", "on the host");
+    eprintln!(
         "  {:<12} {:<46} {}",
         "uname -r",
         here.trim(),
@@ -110,7 +110,7 @@ fn show(node: &Node, cri: &Cri, pod: &Pod) -> Result<()> {
         inside(&["cat", "/proc/cpuinfo"])?,
     );
     for field in ["model name", "processors"] {
-        println!(
+        eprintln!(
             "  {field:<12} {:<46} {}",
             of_cpuinfo(&cpu_here, field),
             of_cpuinfo(&cpu_inside, field)
@@ -120,7 +120,7 @@ fn show(node: &Node, cri: &Cri, pod: &Pod) -> Result<()> {
         let found = cpuinfo.split_whitespace().any(|flag| flag == "hypervisor");
         if found { "yes" } else { "no" }
     };
-    println!(
+    eprintln!(
         "  {:<12} {:<46} {}",
         "in a VM",
         hypervisor(&cpu_here),
@@ -128,18 +128,18 @@ fn show(node: &Node, cri: &Cri, pod: &Pod) -> Result<()> {
     );
     let memory_here = of_meminfo(&fs::read_to_string("/proc/meminfo")?);
     let memory_inside = of_meminfo(&inside(&["cat", "/proc/meminfo"])?);
-    println!("  {:<12} {memory_here:<46} {memory_inside}", "memory");
-    println!();
+    eprintln!("  {:<12} {memory_here:<46} {memory_inside}", "memory");
+    eprintln!();
 
-    step("executing a shell in the container, with a terminal, and typing into it");
-    let script = "tty; read name; echo \"hello $name, this is $(hostname)\"; exit 7";
-    let address = cri.exec_address(&container, &["sh", "-c", script], true)?;
+    step("executing a shell in the container and typing into it");
+    let script = "read name; echo \"hello $name, this is $(hostname)\"; exit 7";
+    let address = cri.exec_address(&container, &["sh", "-c", script], false)?;
     let done = stream(&address, b"newcomer\n", EXEC_LIMIT)?;
-    println!();
+    eprintln!();
     for line in String::from_utf8_lossy(&done.stdout).lines() {
-        println!("  {}", line.trim_end());
+        eprintln!("  {}", line.trim_end());
     }
-    println!();
+    eprintln!();
     step(format!(
         "the shell said `exit 7`, and the status that arrived is {}",
         done.status

@@ -5,11 +5,12 @@
 //! - [`setup`]: everything that a fresh Debian 12 lacks, installed or built once and kept in the [`cache`].
 //! - [`containerd`]: a containerd of one's own with Orlop in it, and its clients; [`image`]: images for it;
 //! - [`leaks`]: what a machine holds, before and after;
-//! - [`demo`]: `cargo testbed demo`; [`stories`]: `cargo testbed test`;
+//! - [`demo`]: `cargo testbed demo`; [`stories`]: `cargo testbed test`; [`bench`]: `cargo testbed bench`;
 //! - [`progress`]: what people see while that happens.
 //!
 //! The binary (`cargo testbed`) is a thin command line over these rooms; the stories themselves are in `tests/tests`.
 
+pub mod bench;
 pub mod cache;
 pub mod containerd;
 pub mod cpio;

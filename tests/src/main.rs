@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use orlop_testbed::{demo, host, progress, setup, stories};
+use orlop_testbed::{bench, demo, host, progress, setup, stories};
 
 /// Runs Orlop's demo and tests on any Debian 12, with or without hardware virtualisation.
 #[derive(Parser)]
@@ -27,6 +27,15 @@ enum What {
     /// Not for people: the demo, on a machine that has KVM
     #[command(hide = true)]
     Demonstrate,
+    /// Measure where the time from `ctr run` to the first output goes
+    Bench {
+        /// How many starts are measured
+        #[arg(long, default_value_t = 5)]
+        runs: u32,
+    },
+    /// Not for people: the measurement, on a machine that has KVM
+    #[command(hide = true)]
+    Measure { runs: u32 },
     /// Run all tests: the unit tests here, the stories where KVM is
     Test {
         /// Only stories whose names contain one of these; no unit tests then
@@ -73,6 +82,8 @@ fn main() -> ExitCode {
         What::Host(arguments) => run_on_host(arguments),
         What::Demo => demo::run(),
         What::Demonstrate => demo::demonstrate(),
+        What::Bench { runs } => bench::run(runs),
+        What::Measure { runs } => bench::measure(runs),
         What::Test { only } => stories::test(&only),
         What::Stories { programs, only } => stories::tell(&programs, &only),
         What::Inside => host::inside::main(),

@@ -3,7 +3,6 @@
 //!
 //! A story that cannot be told on a machine says so with [`skip`]; it is counted as skipped, never as passed.
 
-use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
@@ -89,7 +88,7 @@ pub fn test(only: &[String]) -> Result<ExitCode> {
         env::current_exe()?.into_os_string(),
         OsString::from("stories"),
     ];
-    for program in programs.values() {
+    for program in programs {
         command.push("--program".into());
         command.push(program.into());
     }
@@ -174,8 +173,8 @@ fn count_output(child: &mut Child) -> Result<Count> {
     Ok(count)
 }
 
-/// Builds the stories and returns their programs by name.
-fn story_programs() -> Result<BTreeMap<String, PathBuf>> {
+/// Builds the integration tests of all crates and returns their programs.
+fn story_programs() -> Result<Vec<PathBuf>> {
     let mut command = build::cargo_command();
     let output = command
         .args(["test", "--workspace", "--test=*", "--no-run"])
@@ -185,17 +184,17 @@ fn story_programs() -> Result<BTreeMap<String, PathBuf>> {
     if !output.status.success() {
         bail!("the stories do not compile");
     }
-    let mut programs = BTreeMap::new();
+    let mut programs = Vec::new();
     for line in output.stdout.split(|byte| *byte == b'\n') {
         let Ok(message) = serde_json::from_slice::<Value>(line) else {
             continue;
         };
         let is_story = message["target"]["kind"][0] == "test";
         if let (true, Some(program)) = (is_story, message["executable"].as_str()) {
-            let name = message["target"]["name"].as_str().unwrap_or(program);
-            programs.insert(name.to_owned(), PathBuf::from(program));
+            programs.push(PathBuf::from(program));
         }
     }
+    programs.sort();
     Ok(programs)
 }
 

@@ -158,7 +158,7 @@ impl Node {
             virtiofsd: cache.virtiofsd(),
             state: self.orlop_state(),
             memory: "256M".into(),
-            boot_timeout: 120,
+            boot_timeout: 300,
         })
     }
 

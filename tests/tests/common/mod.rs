@@ -74,7 +74,9 @@ fn places(node: &Node) -> Vec<PathBuf> {
         directory.join("root/io.containerd.runtime.v2.task"),
         directory.join("state/io.containerd.grpc.v1.cri"),
         directory.join("root/io.containerd.grpc.v1.cri"),
-        PathBuf::from("/run/containerd"),
+        // The shims' sockets. Not the FIFOs beside them: they are ctr's, and ctr keeps those of a task whose shim was killed, with
+        // every runtime.
+        PathBuf::from("/run/containerd/s"),
         PathBuf::from("/run/tmp"),
     ]
 }
