@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use super::packet::{HOST_CID, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 use super::test_guest::{Guest, noise, read_all};
-use std::os::unix::fs::PermissionsExt;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
