@@ -1,27 +1,30 @@
-//! `cargo testbed test`: the unit tests here, the stories and all other integration tests where KVM is, with one virtual host and
-//! one containerd for all of them.
+//! `cargo testbed test`: the unit tests here, the stories and all other integration tests where KVM is, each program of them with a
+//! machine and a containerd of its own.
 //!
 //! A story that cannot be told on a machine says so with [`skip`]; it is counted as skipped, never as passed.
 
 use std::env;
-use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::containerd::{DIRECTORY_VARIABLE, Node};
+use crate::host;
 use crate::progress::step;
 use crate::setup::{self, build};
 
 /// What a line begins with that tells of a story that was skipped.
 const SKIPPED: &str = "skipped: ";
 
-/// The stories' limit in a virtual host: three times what they take on two slow processors.
-const LIMIT: Duration = Duration::from_secs(40 * 60);
+/// A story program's limit in a virtual host: several times what it takes on two slow processors.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// How often a story program is begun when its machine fails.
+const ATTEMPTS: u32 = 3;
 
 /// Says why a story is not told on this machine. The story then returns.
 pub fn skip(reason: &str) {
@@ -76,30 +79,19 @@ pub fn test(only: &[String]) -> Result<ExitCode> {
         step("running the unit tests here");
         let mut command = build::cargo_command();
         command.args(["test", "--workspace", "--lib", "--bins", "--no-fail-fast"]);
-        let (count, ended_well) = count_tests(command)?;
+        let (count, status) = count_tests(command)?;
         total.add(count);
         // A test program that crashes has no summary to count in.
-        broken |= !ended_well && count.failed == 0;
+        broken |= !status.success() && count.failed == 0;
     }
     step("building the stories");
     let programs = story_programs()?;
-    step("starting the machine for the stories");
-    let mut command = vec![
-        env::current_exe()?.into_os_string(),
-        OsString::from("stories"),
-    ];
-    for program in programs {
-        command.push("--program".into());
-        command.push(program.into());
+    for program in &programs {
+        step(format!("starting the machine for {}", name_of(program)));
+        let (count, ended_well) = tell_where_kvm_is(program, only)?;
+        total.add(count);
+        broken |= !ended_well && count.failed == 0;
     }
-    command.push("--".into());
-    command.extend(only.iter().map(OsString::from));
-    let mut host = Command::new(env::current_exe()?);
-    host.args(["host", "--timeout", &LIMIT.as_secs().to_string(), "--"]);
-    host.args(command).stdin(Stdio::null());
-    let (count, ended_well) = count_tests(host)?;
-    total.add(count);
-    broken |= !ended_well && count.failed == 0;
     if broken {
         step("a test program ended without saying how its tests went: see above");
         total.failed += 1;
@@ -113,6 +105,27 @@ pub fn test(only: &[String]) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Runs one story program in a machine of its own. When the machine itself fails, which an emulated one does now and then, the
+/// stories say nothing about Orlop, so they are told again from the beginning.
+fn tell_where_kvm_is(program: &Path, only: &[String]) -> Result<(Count, bool)> {
+    let this = env::current_exe()?;
+    for attempt in 1.. {
+        let mut command = Command::new(&this);
+        command.args(["host", "--timeout", &LIMIT.as_secs().to_string(), "--"]);
+        command
+            .arg(&this)
+            .args(["stories", "--program"])
+            .arg(program);
+        command.arg("--").args(only).stdin(Stdio::null());
+        let (count, status) = count_tests(command)?;
+        if status.code() != Some(host::EXIT_HOST_FAILED.into()) || attempt == ATTEMPTS {
+            return Ok((count, status.success()));
+        }
+        step("the machine failed, not the stories: once more");
+    }
+    bail!("no attempt was made")
 }
 
 /// Runs the story programs on this machine, which has KVM, with a containerd that they share. Called inside the virtual host.
@@ -149,13 +162,13 @@ pub fn tell(programs: &[PathBuf], only: &[String]) -> Result<ExitCode> {
 }
 
 /// Runs a command that runs test programs, shows its output and counts the tests.
-fn count_tests(mut command: Command) -> Result<(Count, bool)> {
+fn count_tests(mut command: Command) -> Result<(Count, ExitStatus)> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {}", command.get_program().display()))?;
     let count = count_output(&mut child)?;
-    Ok((count, child.wait()?.success()))
+    Ok((count, child.wait()?))
 }
 
 fn count_output(child: &mut Child) -> Result<Count> {
