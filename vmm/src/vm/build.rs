@@ -40,6 +40,15 @@ impl Vm {
         memory::register(&vm, &ram)?;
         let routes = interrupt_controllers(&vm)?;
 
+        // Before anybody is connected to: a kernel that cannot be loaded must not cost a backend its only client.
+        let window = pci_window64(&ram);
+        let machine = acpi::Machine {
+            vcpus: config.vcpus.get(),
+            pci_window64: window,
+        };
+        let rsdp = acpi::write(&ram, machine)?;
+        let entry = boot::load(&ram, &config.kernel, rsdp)?;
+
         let pci = Arc::new(pci::Root::new());
         let mut paths = Vec::new();
         for device in virtio_devices(&config, &mut paths)? {
@@ -51,14 +60,6 @@ impl Vm {
         wire(&vm, console.irq(), layout::SERIAL_GSI)?;
         wire(&vm, &power_button, layout::POWER_GSI)?;
         let buses = buses(&pci, &console, &controller)?;
-
-        let window = pci_window64(&ram);
-        let machine = acpi::Machine {
-            vcpus: config.vcpus.get(),
-            pci_window64: window,
-        };
-        let rsdp = acpi::write(&ram, machine)?;
-        let entry = boot::load(&ram, &config.kernel, rsdp)?;
 
         let (listener, control_path) = control_socket(&config)?;
         paths.extend(control_path);

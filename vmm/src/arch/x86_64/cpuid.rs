@@ -3,6 +3,9 @@
 //! One socket, one thread a core: vCPU n has APIC id n. A wrong id costs seconds of start-up with many vCPUs, because Linux
 //! then waits for processors that answer under another name.
 
+use std::arch::x86_64::__cpuid;
+use std::ops::RangeInclusive;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
@@ -12,6 +15,9 @@ const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1: more than one logical processor in the package (EDX bit 28).
 const HTT: u32 = 1 << 28;
+
+/// The processor's name, 16 bytes a leaf.
+const BRAND: RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
 
 /// What the host offers to every vCPU of the VM.
 ///
@@ -23,6 +29,10 @@ pub fn supported(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
     for entry in cpuid.as_mut_slice() {
         if entry.function == 1 {
             entry.ecx |= HYPERVISOR | if deadline { TSC_DEADLINE } else { 0 };
+        } else if BRAND.contains(&entry.function) {
+            // KVM leaves the processor's name to the VMM.
+            let host = __cpuid(entry.function);
+            (entry.eax, entry.ebx, entry.ecx, entry.edx) = (host.eax, host.ebx, host.ecx, host.edx);
         }
     }
     Ok(cpuid)
