@@ -6,6 +6,7 @@ use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -34,6 +35,8 @@ pub struct Cri {
     runtime: Runtime,
     client: RuntimeServiceClient<Channel>,
     node: Node,
+    /// Those that were not removed yet: a story that fails must not leave its pod to the next.
+    pods: Mutex<Vec<Pod>>,
 }
 
 /// A pod as its maker knows it.
@@ -84,6 +87,7 @@ impl Cri {
             runtime,
             client: RuntimeServiceClient::new(channel).max_decoding_message_size(64 << 20),
             node: node.clone(),
+            pods: Mutex::default(),
         })
     }
 
@@ -133,10 +137,12 @@ impl Cri {
             let _ = fs::remove_dir(cgroup(&config));
         }
         let answer = answer?;
-        Ok(Pod {
+        let pod = Pod {
             id: answer.pod_sandbox_id,
             config,
-        })
+        };
+        self.lock_pods().push(pod.clone());
+        Ok(pod)
     }
 
     /// Creates a container in `pod` and returns its id.
@@ -312,6 +318,7 @@ impl Cri {
     /// # Errors
     /// What containerd says.
     pub fn remove_pod(&self, pod: &Pod) -> Result<(), Status> {
+        self.lock_pods().retain(|known| known.id != pod.id);
         let mut client = self.client.clone();
         self.call(client.stop_pod_sandbox(v1::StopPodSandboxRequest {
             pod_sandbox_id: pod.id.clone(),
@@ -322,6 +329,10 @@ impl Cri {
         // One that cannot be removed holds processes; whoever looks for what is left finds it.
         let _ = fs::remove_dir(cgroup(&pod.config));
         Ok(())
+    }
+
+    fn lock_pods(&self) -> MutexGuard<'_, Vec<Pod>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn call<T>(
@@ -337,6 +348,16 @@ impl Cri {
                 ))),
             }
         })
+    }
+}
+
+impl Drop for Cri {
+    fn drop(&mut self) {
+        let left = std::mem::take(&mut *self.lock_pods());
+        for pod in left {
+            // Whoever did not remove it is failing already, and says why.
+            let _ = self.remove_pod(&pod);
+        }
     }
 }
 
