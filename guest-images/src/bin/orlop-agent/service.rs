@@ -96,7 +96,8 @@ impl Agent for AgentService {
     async fn signal(&self, request: Request<SignalRequest>) -> Answer<SignalResponse> {
         let request = request.into_inner();
         let id = ProcessId::parse(&request.container, &request.exec)?;
-        self.containers.signal(&id, request.signal, request.all)?;
+        let containers = self.containers.clone();
+        finish(async move { containers.signal(&id, request.signal, request.all).await }).await?;
         Ok(Response::new(SignalResponse {}))
     }
 

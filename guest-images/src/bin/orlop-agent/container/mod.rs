@@ -301,7 +301,7 @@ impl Containers {
     ///
     /// # Errors
     /// As the interface says.
-    pub fn signal(&self, id: &ProcessId, signal: u32, all: bool) -> Result<()> {
+    pub async fn signal(&self, id: &ProcessId, signal: u32, all: bool) -> Result<()> {
         let signal = i32::try_from(signal)
             .ok()
             .filter(|signal| (1..=64).contains(signal))
@@ -321,9 +321,21 @@ impl Containers {
                 )
             });
         }
+        // They stand still meanwhile: the end of one, the first's above all, must not take others away before their signal. A
+        // container that cannot be stopped in time gets its signals all the same.
+        let paused = container.cgroup.is_frozen();
+        let _ = container.cgroup.freeze(true).await;
         for pid in container.cgroup.processes() {
             // One that has gone meanwhile needs no signal.
             let _ = kill(pid, signal);
+        }
+        if !paused {
+            container.cgroup.freeze(false).await.map_err(|error| {
+                Error::system(
+                    format_args!("cannot thaw container {}", id.container),
+                    error,
+                )
+            })?;
         }
         Ok(())
     }
