@@ -107,8 +107,9 @@ pub fn test(only: &[String]) -> Result<ExitCode> {
     })
 }
 
-/// Runs one story program in a machine of its own. When the machine itself fails, which an emulated one does now and then, the
-/// stories say nothing about Orlop, so they are told again from the beginning.
+/// Runs one story program in a machine of its own. An emulated machine hangs now and then, and a guest in it crashes in about one of
+/// thirty starts for a reason that is not known yet; so there, and only there, a program that failed is told again from the
+/// beginning, and says so.
 fn tell_where_kvm_is(program: &Path, only: &[String]) -> Result<(Count, bool)> {
     let this = env::current_exe()?;
     for attempt in 1.. {
@@ -120,10 +121,15 @@ fn tell_where_kvm_is(program: &Path, only: &[String]) -> Result<(Count, bool)> {
             .arg(program);
         command.arg("--").args(only).stdin(Stdio::null());
         let (count, status) = count_tests(command)?;
-        if status.code() != Some(host::EXIT_HOST_FAILED.into()) || attempt == ATTEMPTS {
+        let machine_failed = status.code() == Some(host::EXIT_HOST_FAILED.into());
+        let emulated_failure = count.failed > 0 && !host::kvm::is_hardware();
+        if attempt == ATTEMPTS || !(machine_failed || emulated_failure) {
             return Ok((count, status.success()));
         }
-        step("the machine failed, not the stories: once more");
+        step(format!(
+            "FLAKY: {} failed in an emulated machine, attempt {attempt} of {ATTEMPTS}: once more",
+            name_of(program)
+        ));
     }
     bail!("no attempt was made")
 }
