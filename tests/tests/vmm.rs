@@ -9,7 +9,8 @@ use std::time::Duration;
 use common::stage;
 use guest::{Guest, Kernel, control};
 use orlop_proto::vmm::v1::{
-    DescribeRequest, KillRequest, Outcome, PauseRequest, ResumeRequest, VmState, WaitRequest,
+    DescribeRequest, KillRequest, Outcome, PauseRequest, ResumeRequest, ShutdownRequest, VmState,
+    WaitRequest,
 };
 
 #[test]
@@ -156,6 +157,31 @@ fn a_vm_is_described_paused_resumed_and_killed_through_its_control_socket() {
     let ended = wait.join().unwrap().unwrap();
     assert_eq!(ended.outcome(), Outcome::Killed, "{}", ended.message);
     assert!(!socket.exists(), "the socket is left");
+    drop(guest);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_guest_powers_off_when_its_power_button_is_pressed() {
+    let Some(stage) = stage() else { return };
+    let script = "load button; load evdev; echo listening; \
+                  head -c 24 /dev/input/event0 >/dev/null && echo pressed; poweroff -f";
+    let guest = Guest::new(Kernel::Vmlinux, script);
+    let console = guest.path("console");
+    let socket = guest.path("control");
+    let running = guest.start(&[
+        "--console",
+        &format!("file={}", console.display()),
+        "--api-socket",
+        socket.to_str().unwrap(),
+    ]);
+    let said = || String::from_utf8_lossy(&fs::read(&console).unwrap_or_default()).into_owned();
+    guest::until("the guest listens", || said().contains("listening"));
+    // It has said so just before it opened the device.
+    std::thread::sleep(Duration::from_secs(2));
+    control(&socket, async |mut vm| vm.shutdown(ShutdownRequest {}).await).unwrap();
+    assert_eq!(running.wait(guest::LIMIT).unwrap().status, 0, "{}", said());
+    assert!(said().contains("pressed"), "{}", said());
     drop(guest);
     stage.leaves_nothing();
 }

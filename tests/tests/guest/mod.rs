@@ -21,7 +21,7 @@ use tonic::{Response, Status};
 pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// The modules that the script's `load` can load.
-const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_rng"];
+const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_rng", "button", "evdev"];
 
 /// The kernel command line: that of the design, so that what users run is what is tested.
 const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd \

@@ -28,7 +28,9 @@ use std::sync::Arc;
 pub use interrupt::{Fault, Interrupt};
 pub use queue::Queue;
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
+use worker::{Events, Wake};
 
 /// The guest's RAM.
 pub type GuestMemory = GuestMemoryMmap<()>;
@@ -150,6 +152,9 @@ impl Active {
     }
 }
 
+/// The token under which [`ActiveQueue::work`] waits for kicks.
+const KICK: u64 = 0;
+
 /// A queue with its two events.
 pub struct ActiveQueue {
     /// The rings.
@@ -161,6 +166,47 @@ pub struct ActiveQueue {
 }
 
 impl ActiveQueue {
+    /// The life of a worker that has this one queue: serves it whenever the driver kicks, until the device is stopped. What goes
+    /// wrong before that is raised as a fault, and ends it too.
+    pub fn work<E: std::error::Error + From<queue::Error>>(
+        mut self,
+        memory: &GuestMemory,
+        events: &mut Events,
+        fault: &Fault,
+        mut serve: impl FnMut(&queue::Chain) -> Result<u32, E>,
+    ) {
+        if let Err(source) = events.add(&self.kick, EventSet::IN, KICK) {
+            fault.raise(&StartError::System {
+                what: "wait for kicks",
+                source,
+            });
+            return;
+        }
+        // Buffers that were made available before the device started may have been announced to nobody.
+        let mut more = true;
+        loop {
+            if more {
+                match self.serve(memory, &mut serve) {
+                    Ok(rest) => more = rest,
+                    Err(error) => {
+                        fault.raise(&error);
+                        return;
+                    }
+                }
+            }
+            for wake in events.wait(if more { 0 } else { -1 }) {
+                match wake {
+                    Wake::Stop => return,
+                    Wake::Ready(..) => {
+                        // It is non-blocking, and has nothing to say but that it happened.
+                        let _ = self.kick.read();
+                        more = true;
+                    }
+                }
+            }
+        }
+    }
+
     /// Serves every chain that is available: `serve` does the work and says how many bytes it wrote. Kicks are off meanwhile;
     /// the driver is interrupted once, at the end, if it wants to be.
     ///

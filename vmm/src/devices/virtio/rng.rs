@@ -8,13 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::ReadVolatile;
-use vmm_sys_util::epoll::EventSet;
 
 use super::queue::{self, Chain};
-use super::worker::{Events, Wake, Worker};
+use super::worker::Worker;
 use super::{
-    Active, ActiveQueue, Device, F_RING_EVENT_IDX, F_RING_INDIRECT_DESC, Fault, GuestMemory, Kind,
-    StartError,
+    Active, Device, F_RING_EVENT_IDX, F_RING_INDIRECT_DESC, GuestMemory, Kind, StartError,
 };
 
 /// Where the bytes come from.
@@ -24,8 +22,6 @@ const SOURCE: &str = "/dev/urandom";
 const REQUEST_MAX: usize = 64 * 1024;
 /// The driver asks for little and seldom.
 const QUEUE_SIZE: u16 = 64;
-/// The token of the queue's kick.
-const KICK: u64 = 0;
 
 /// The device.
 #[derive(Debug)]
@@ -82,15 +78,15 @@ impl Device for Rng {
 
     fn start(&mut self, mut active: Active) -> Result<(), StartError> {
         self.stop();
-        let room = Room {
-            queue: active.take_queue(0)?,
-            memory: active.memory,
-            source: self.source.clone(),
-            bytes: self.bytes.clone(),
-        };
-        let fault = active.fault;
+        let queue = active.take_queue(0)?;
+        let (source, bytes) = (self.source.clone(), self.bytes.clone());
         self.worker = Some(Worker::spawn("virtio-rng", move |events| {
-            room.run(events, &fault);
+            let memory = &active.memory;
+            queue.work(memory, events, &active.fault, |chain| {
+                let filled = fill(&source, memory, chain)?;
+                bytes.fetch_add(u64::from(filled), Ordering::Relaxed);
+                Ok::<_, Broken>(filled)
+            });
         })?);
         Ok(())
     }
@@ -101,63 +97,6 @@ impl Device for Rng {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         vec![("bytes", self.bytes.load(Ordering::Relaxed))]
-    }
-}
-
-/// What the worker has.
-struct Room {
-    queue: ActiveQueue,
-    memory: Arc<GuestMemory>,
-    source: Arc<File>,
-    bytes: Arc<AtomicU64>,
-}
-
-impl Room {
-    fn run(mut self, events: &mut Events, fault: &Fault) {
-        if let Err(source) = events.add(&self.queue.kick, EventSet::IN, KICK) {
-            fault.raise(&StartError::System {
-                what: "wait for kicks",
-                source,
-            });
-            return;
-        }
-        // Buffers that were made available before the device started may have been announced to nobody.
-        let mut more = true;
-        loop {
-            if more {
-                match self.serve() {
-                    Ok(rest) => more = rest,
-                    Err(error) => {
-                        fault.raise(&error);
-                        return;
-                    }
-                }
-            }
-            for wake in events.wait(if more { 0 } else { -1 }) {
-                match wake {
-                    Wake::Stop => return,
-                    Wake::Ready(..) => {
-                        // It is non-blocking, and has nothing to say but that it happened.
-                        let _ = self.queue.kick.read();
-                        more = true;
-                    }
-                }
-            }
-        }
-    }
-
-    fn serve(&mut self) -> Result<bool, Broken> {
-        let Room {
-            queue,
-            memory,
-            source,
-            bytes,
-        } = self;
-        queue.serve(memory, |chain| {
-            let filled = fill(source, memory, chain)?;
-            bytes.fetch_add(u64::from(filled), Ordering::Relaxed);
-            Ok(filled)
-        })
     }
 }
 

@@ -1,28 +1,28 @@
 //! The containers of the guest, and what is done with them.
 //!
-//! [`spec`] fits the host's spec to the guest, [`launch`] has libcontainer make the process, [`process`] keeps it. Everything that
-//! changes a container goes through [`Containers`].
+//! [`spec`] fits the host's spec to the guest, [`launch`] has libcontainer make the process, [`process`] keeps it, and [`control`]
+//! is what can be done with it then. Everything that changes a container goes through [`Containers`].
 
+mod control;
 mod launch;
+mod places;
 mod process;
 mod spec;
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use nix::errno::Errno;
-use orlop_proto::agent::v1::{StateResponse, StatsResponse, Stdio, WaitResponse};
+use orlop_proto::agent::v1::Stdio;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 
 use self::launch::{Launch, launch, write_json};
+pub use self::places::Places;
 pub use self::process::Process;
-use self::process::exit_message;
 use self::spec::BundlePath;
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
@@ -34,46 +34,6 @@ use crate::stdio::fd::Fd;
 /// Containers in a guest at most, and further processes that are known in one.
 const MAX_CONTAINERS: usize = 256;
 const MAX_PROCESSES: usize = 1024;
-
-/// How long killed containers may take to be gone when the guest shuts down.
-const KILL_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Where things are.
-#[derive(Debug, Clone)]
-pub struct Places {
-    /// The share with the bundles' root file systems.
-    pub share: PathBuf,
-    /// libcontainer's notes on each container.
-    pub state: PathBuf,
-    /// The agent's files for each container.
-    pub bundles: PathBuf,
-}
-
-impl Places {
-    /// Everything in one directory, but for the share.
-    pub fn below(directory: &Path, share: PathBuf) -> Self {
-        Self {
-            share,
-            state: directory.join("state"),
-            bundles: directory.join("bundles"),
-        }
-    }
-
-    fn bundle(&self, container: &Id) -> PathBuf {
-        self.bundles.join(container.as_str())
-    }
-
-    fn process_file(&self, id: &ProcessId, kind: &str) -> PathBuf {
-        let exec = id.exec.as_ref().map_or("", |exec| exec.as_str());
-        self.bundle(&id.container).join(format!("{kind}-{exec}"))
-    }
-
-    /// Where launch `number` takes its terminal. CRI's ids have 64 digits, and two of them are longer than a socket's path may be
-    /// (108 bytes), so the name is short; no id begins with a dot.
-    fn console(&self, number: i32) -> PathBuf {
-        self.bundles.join(format!(".console-{number}"))
-    }
-}
 
 /// The agent's ends of a process's streams.
 #[derive(Default)]
@@ -297,102 +257,6 @@ impl Containers {
         Ok(live.pid.unsigned_abs())
     }
 
-    /// Sends a signal to a process, or to all of its container's.
-    ///
-    /// # Errors
-    /// As the interface says.
-    pub async fn signal(&self, id: &ProcessId, signal: u32, all: bool) -> Result<()> {
-        let signal = i32::try_from(signal)
-            .ok()
-            .filter(|signal| (1..=64).contains(signal))
-            .ok_or_else(|| Error::Invalid(format!("{signal} is not a signal's number")))?;
-        let container = self.container(&id.container)?;
-        let process = container.process(id)?;
-        if !all {
-            let live = process.running()?;
-            return kill(live.pid, signal)
-                .map_err(|errno| Error::system(format_args!("cannot signal {id}"), errno.desc()));
-        }
-        if signal == libc::SIGKILL {
-            return container.cgroup.kill().map_err(|error| {
-                Error::system(
-                    format_args!("cannot kill container {}", id.container),
-                    error,
-                )
-            });
-        }
-        // They stand still meanwhile: the end of one, the first's above all, must not take others away before their signal. A
-        // container that cannot be stopped in time gets its signals all the same.
-        let paused = container.cgroup.is_frozen();
-        let _ = container.cgroup.freeze(true).await;
-        for pid in container.cgroup.processes() {
-            // One that has gone meanwhile needs no signal.
-            let _ = kill(pid, signal);
-        }
-        if !paused {
-            container.cgroup.freeze(false).await.map_err(|error| {
-                Error::system(
-                    format_args!("cannot thaw container {}", id.container),
-                    error,
-                )
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Waits for a process; see [`Process::wait`].
-    ///
-    /// # Errors
-    /// As the interface says.
-    pub async fn wait(&self, id: &ProcessId) -> Result<WaitResponse> {
-        let process = self.process(id)?;
-        process.wait().await.map(exit_message)
-    }
-
-    /// What is known of a process.
-    ///
-    /// # Errors
-    /// `NOT_FOUND`.
-    pub fn state(&self, id: &ProcessId) -> Result<StateResponse> {
-        let container = self.container(&id.container)?;
-        let process = container.process(id)?;
-        Ok(process.state(container.cgroup.is_frozen()))
-    }
-
-    /// The processes of a container.
-    ///
-    /// # Errors
-    /// `NOT_FOUND`.
-    pub fn pids(&self, container: &Id) -> Result<Vec<u32>> {
-        let pids = self.container(container)?.cgroup.processes();
-        Ok(pids.into_iter().map(i32::unsigned_abs).collect())
-    }
-
-    /// Freezes or thaws a container.
-    ///
-    /// # Errors
-    /// As the interface says.
-    pub async fn freeze(&self, id: &Id, frozen: bool) -> Result<()> {
-        let container = self.container(id)?;
-        if !container.init.is_started() || container.init.is_over() {
-            return Err(Error::State(format!("container {id} is not running")));
-        }
-        let doing = if frozen { "pause" } else { "resume" };
-        container
-            .cgroup
-            .freeze(frozen)
-            .await
-            .map_err(|error| Error::system(format_args!("cannot {doing} container {id}"), error))
-    }
-
-    /// A container's control group.
-    ///
-    /// # Errors
-    /// `NOT_FOUND`.
-    pub fn stats(&self, container: &Id) -> Result<StatsResponse> {
-        Ok(self.container(container)?.cgroup.stats())
-    }
-
     /// Forgets a process that is over; with a container's own, the container goes.
     ///
     /// # Errors
@@ -417,26 +281,6 @@ impl Containers {
         self.clean(&id.container, &container.cgroup).await;
         self.known().remove(&id.container);
         Ok(())
-    }
-
-    /// Kills everything, and waits a while for it to be gone.
-    pub async fn kill_all(&self) {
-        let _ = Cgroup::all().kill();
-        let mut exits: Vec<_> = self
-            .known()
-            .values()
-            .filter_map(|entry| match entry {
-                Entry::Ready(container) => container.init.live().ok(),
-                Entry::Busy => None,
-            })
-            .map(|live| live.exit_watch())
-            .collect();
-        let all = async {
-            for exit in &mut exits {
-                exited(exit).await;
-            }
-        };
-        let _ = tokio::time::timeout(KILL_PATIENCE, all).await;
     }
 
     /// Finds a process.
@@ -521,10 +365,4 @@ async fn open_gate(socket: &Path) -> io::Result<()> {
     let mut gate = UnixStream::connect(socket).await?;
     gate.write_all(b"start").await?;
     gate.shutdown().await
-}
-
-fn kill(pid: i32, signal: i32) -> std::result::Result<(), Errno> {
-    // Not nix's kill: it does not know real-time signals.
-    // SAFETY: kill has no memory to spoil.
-    Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
 }

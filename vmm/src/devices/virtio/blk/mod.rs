@@ -12,17 +12,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vmm_sys_util::epoll::EventSet;
-
 use self::engine::{Engine, Failure};
 use self::image::Image;
 pub use self::image::OpenError;
 use self::request::{Request, Status};
 use super::queue::{self, Chain};
-use super::worker::{Events, Wake, Worker};
+use super::worker::Worker;
 use super::{
-    Active, ActiveQueue, Device, F_RING_EVENT_IDX, F_RING_INDIRECT_DESC, Fault, GuestMemory, Kind,
-    StartError,
+    Active, Device, F_RING_EVENT_IDX, F_RING_INDIRECT_DESC, GuestMemory, Kind, StartError,
 };
 
 /// VIRTIO_BLK_F_SEG_MAX: the driver is told how many buffers a request may have. Without it Linux uses one.
@@ -40,8 +37,6 @@ const QUEUE_SIZE: u16 = 256;
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// The block size that the driver is told.
 const BLK_SIZE: u32 = 512;
-/// The token of the queue's kick.
-const KICK: u64 = 0;
 
 /// The device.
 #[derive(Debug)]
@@ -118,17 +113,18 @@ impl Device for Blk {
     fn start(&mut self, mut active: Active) -> Result<(), StartError> {
         self.stop();
         let write_through = active.features & F_FLUSH == 0;
+        let queue = active.take_queue(0)?;
         let mut disk = Disk {
-            queue: active.take_queue(0)?,
-            memory: active.memory,
             image: self.image.clone(),
             engine: Engine::new(self.image.clone(), write_through),
             counters: self.counters.clone(),
             complained: false,
         };
-        let fault = active.fault;
         self.worker = Some(Worker::spawn("virtio-blk", move |events| {
-            disk.run(events, &fault);
+            let memory = &active.memory;
+            queue.work(memory, events, &active.fault, |chain| {
+                disk.serve(memory, chain)
+            });
         })?);
         Ok(())
     }
@@ -154,8 +150,6 @@ impl Device for Blk {
 
 /// What the worker has.
 struct Disk {
-    queue: ActiveQueue,
-    memory: Arc<GuestMemory>,
     image: Arc<Image>,
     engine: Engine,
     counters: Arc<Counters>,
@@ -163,71 +157,29 @@ struct Disk {
 }
 
 impl Disk {
-    fn run(&mut self, events: &mut Events, fault: &Fault) {
-        if let Err(source) = events.add(&self.queue.kick, EventSet::IN, KICK) {
-            fault.raise(&StartError::System {
-                what: "wait for kicks",
-                source,
-            });
-            return;
-        }
-        // Requests that were made before the device started may have been announced to nobody.
-        let mut more = true;
-        loop {
-            if more {
-                match self.serve() {
-                    Ok(rest) => more = rest,
-                    Err(error) => {
-                        fault.raise(&error);
-                        return;
-                    }
+    /// Does what one chain asks, and says how many bytes were written to it.
+    fn serve(&mut self, memory: &GuestMemory, chain: &Chain) -> Result<u32, queue::Error> {
+        let (status, written) = match Request::parse(chain, memory, &self.image)? {
+            Err(status) => (status, 0),
+            Ok(request) => match self.engine.run(memory, chain, request) {
+                Ok(written) => {
+                    self.counters.count(request);
+                    (Status::Ok, written)
                 }
-            }
-            for wake in events.wait(if more { 0 } else { -1 }) {
-                match wake {
-                    Wake::Stop => return,
-                    Wake::Ready(..) => {
-                        // It is non-blocking, and has nothing to say but that it happened.
-                        let _ = self.queue.kick.read();
-                        more = true;
+                Err(Failure::Queue(error)) => return Err(error),
+                Err(Failure::Disk(error)) => {
+                    // Once, so that a guest cannot fill the log; the counter says how often.
+                    if !std::mem::replace(&mut self.complained, true) {
+                        log::warn!("virtio-blk: {request:?} failed: {error}");
                     }
+                    (Status::IoError, 0)
                 }
-            }
+            },
+        };
+        if status != Status::Ok {
+            self.counters.errors.fetch_add(1, Ordering::Relaxed);
         }
-    }
-
-    fn serve(&mut self) -> Result<bool, queue::Error> {
-        let Disk {
-            queue,
-            memory,
-            image,
-            engine,
-            counters,
-            complained,
-        } = self;
-        queue.serve(memory, |chain| {
-            let (status, written) = match Request::parse(chain, memory, image)? {
-                Err(status) => (status, 0),
-                Ok(request) => match engine.run(memory, chain, request) {
-                    Ok(written) => {
-                        counters.count(request);
-                        (Status::Ok, written)
-                    }
-                    Err(Failure::Queue(error)) => return Err(error),
-                    Err(Failure::Disk(error)) => {
-                        // Once, so that a guest cannot fill the log; the counter says how often.
-                        if !std::mem::replace(complained, true) {
-                            log::warn!("virtio-blk: {request:?} failed: {error}");
-                        }
-                        (Status::IoError, 0)
-                    }
-                },
-            };
-            if status != Status::Ok {
-                counters.errors.fetch_add(1, Ordering::Relaxed);
-            }
-            finish(chain, memory, status, written)
-        })
+        finish(chain, memory, status, written)
     }
 }
 

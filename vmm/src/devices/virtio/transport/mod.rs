@@ -3,6 +3,8 @@
 pub mod pci;
 pub mod status;
 #[cfg(test)]
+mod test_guest;
+#[cfg(test)]
 pub(crate) mod test_wires;
 #[cfg(test)]
 mod tests;
