@@ -44,6 +44,12 @@ impl Cache {
         self.root.join("host/kernel")
     }
 
+    /// The virtual host's QEMU, unpacked.
+    #[must_use]
+    pub fn emulator(&self) -> PathBuf {
+        self.root.join("host/qemu")
+    }
+
     /// The guests' kernel package, unpacked.
     #[must_use]
     pub fn guest_kernel(&self) -> PathBuf {

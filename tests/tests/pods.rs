@@ -198,7 +198,6 @@ fn a_file_of_the_machine_can_be_mounted_into_a_container() {
 }
 
 #[test]
-#[ignore = "twelve starts in a row are too many while an emulated guest crashes in about one of thirty"]
 fn ten_pods_one_after_another_and_nothing_grows() {
     let Some(stage) = stage() else { return };
     let cri = stage.cri();

@@ -179,7 +179,10 @@ fn a_guest_powers_off_when_its_power_button_is_pressed() {
     guest::until("the guest listens", || said().contains("listening"));
     // It has said so just before it opened the device.
     std::thread::sleep(Duration::from_secs(2));
-    control(&socket, async |mut vm| vm.shutdown(ShutdownRequest {}).await).unwrap();
+    control(&socket, async |mut vm| {
+        vm.shutdown(ShutdownRequest {}).await
+    })
+    .unwrap();
     assert_eq!(running.wait(guest::LIMIT).unwrap().status, 0, "{}", said());
     assert!(said().contains("pressed"), "{}", said());
     drop(guest);

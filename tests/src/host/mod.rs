@@ -7,6 +7,7 @@
 //! the outside tells a failing command from a failing host ([`outcome`]).
 
 pub mod channel;
+pub mod emulator;
 pub mod initrd;
 pub mod inside;
 pub mod kernel;
@@ -61,8 +62,8 @@ pub fn run(machine: &Machine, command: &[OsString], limit: Option<Duration>) -> 
     if kvm::is_hardware() && !machine.force_virtual {
         run_directly(command, limit)
     } else {
-        let kernel = setup::virtual_host()?;
-        session::run(machine, &kernel, command, limit)
+        let (emulator, kernel) = setup::virtual_host()?;
+        session::run(machine, &emulator, &kernel, command, limit)
     }
 }
 

@@ -19,6 +19,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
 use super::channel::{Job, Port, Report};
+use super::emulator::Emulator;
 use super::kernel::Kernel;
 use super::{Machine, Outcome, initrd, qemu};
 use crate::progress::step;
@@ -37,6 +38,7 @@ const CONSOLE_TAIL_LINES: usize = 40;
 /// Runs `command` in a virtual host made for it, until it ends, or `limit` has passed since the start.
 pub(super) fn run(
     machine: &Machine,
+    emulator: &Emulator,
     kernel: &Kernel,
     command: &[OsString],
     limit: Option<Duration>,
@@ -58,7 +60,7 @@ pub(super) fn run(
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut attempt = 1;
     let outcome = loop {
-        let outcome = Session::start(machine, kernel, run, &inherited_mask)
+        let outcome = Session::start(machine, emulator, kernel, run, &inherited_mask)
             .and_then(|session| session.watch(&signals, limit, run));
         match &outcome {
             Ok(Outcome::HostFailed { was_up, reason, .. })
@@ -94,7 +96,13 @@ struct Session {
 }
 
 impl Session {
-    fn start(machine: &Machine, kernel: &Kernel, run: &Path, mask: &SigSet) -> Result<Self> {
+    fn start(
+        machine: &Machine,
+        emulator: &Emulator,
+        kernel: &Kernel,
+        run: &Path,
+        mask: &SigSet,
+    ) -> Result<Self> {
         let listen = |port| {
             let socket = qemu::socket(run, port);
             // That of an earlier attempt.
@@ -107,8 +115,8 @@ impl Session {
             listen(Port::Error)?,
             listen(Port::Report)?,
         );
-        let arguments = qemu::arguments(machine, kernel, run);
-        let mut qemu = spawn(&arguments, run, *mask)?;
+        let arguments = qemu::arguments(machine, emulator, kernel, run);
+        let mut qemu = spawn(&emulator.program, &arguments, run, *mask)?;
         let ended = pidfd(&qemu)?;
         // QEMU connects as it starts, or it ends and says why.
         let mut accept = |listener: &UnixListener| accept(listener, &mut qemu, &ended, run);
@@ -279,9 +287,9 @@ struct Ready {
     pump_ended: bool,
 }
 
-fn spawn(arguments: &[OsString], run: &Path, mask: SigSet) -> Result<Child> {
+fn spawn(program: &Path, arguments: &[OsString], run: &Path, mask: SigSet) -> Result<Child> {
     let log = File::create(run.join("qemu.log"))?;
-    let mut command = Command::new(qemu::PROGRAM);
+    let mut command = Command::new(program);
     command
         .args(arguments)
         .stdin(Stdio::null())
@@ -300,7 +308,7 @@ fn spawn(arguments: &[OsString], run: &Path, mask: SigSet) -> Result<Child> {
     command.spawn().with_context(|| {
         format!(
             "cannot start {}; install Debian's qemu-system-x86",
-            qemu::PROGRAM
+            program.display()
         )
     })
 }

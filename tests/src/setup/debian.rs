@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -80,36 +80,47 @@ pub fn kernel(meta: &str, root: &Path) -> Result<Kernel> {
             })?
         }
     };
-    let parent = root.parent().context("a place for the kernel")?;
+    place(root, |work| {
+        step(format!("fetching {package}"));
+        if download(&package, work).is_err() {
+            // The lists are older than what the archive now holds.
+            update()?;
+            download(&package, work)
+                .with_context(|| format!("cannot fetch the Debian package {package}"))?;
+        }
+        step(format!("unpacking {package}"));
+        let archive = only_file(work)?;
+        let unpacked = work.join("root");
+        run(Command::new("dpkg").arg("-x").args([&archive, &unpacked]))?;
+        let version = package.trim_start_matches("linux-image-");
+        run(Command::new("depmod")
+            .arg("-b")
+            .args([unpacked.as_os_str(), OsStr::new(version)]))?;
+        Ok(unpacked)
+    })?;
+    Kernel::find(root)
+}
+
+/// Makes the directory `root`: `make` does it somewhere below the directory that it is given and says where, and the result is
+/// renamed, so that half of it is never taken for the whole.
+///
+/// # Errors
+/// When `make` fails, or there is no room.
+pub(super) fn place(root: &Path, make: impl FnOnce(&Path) -> Result<PathBuf>) -> Result<()> {
+    let parent = root.parent().context("a place in the cache")?;
     fs::create_dir_all(parent)?;
-    // Made beside the final place and renamed, so that half a kernel is never taken for a whole one.
     let work = tempfile::Builder::new()
         .prefix("unpacking-")
         .tempdir_in(parent)?;
-    step(format!("fetching {package}"));
-    if download(&package, work.path()).is_err() {
-        // The lists are older than what the archive now holds.
-        update()?;
-        download(&package, work.path())
-            .with_context(|| format!("cannot fetch the Debian package {package}"))?;
-    }
-    step(format!("unpacking {package}"));
-    let archive = only_file(work.path())?;
-    let unpacked = work.path().join("root");
-    run(Command::new("dpkg").arg("-x").args([&archive, &unpacked]))?;
-    let version = package.trim_start_matches("linux-image-");
-    run(Command::new("depmod")
-        .arg("-b")
-        .args([unpacked.as_os_str(), OsStr::new(version)]))?;
+    let made = make(work.path())?;
     if root.exists() {
         fs::remove_dir_all(root)?;
     }
-    match fs::rename(&unpacked, root) {
-        // Another process was quicker; its kernel is as good.
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-        result => result?,
+    match fs::rename(&made, root) {
+        // Another process was quicker, and what it made is as good.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        result => Ok(result?),
     }
-    Kernel::find(root)
 }
 
 /// The package with the kernel that a meta package depends on.
@@ -135,7 +146,7 @@ fn download(package: &str, to: &Path) -> Result<()> {
     run(&mut command)
 }
 
-fn only_file(directory: &Path) -> Result<std::path::PathBuf> {
+fn only_file(directory: &Path) -> Result<PathBuf> {
     let mut files = fs::read_dir(directory)?;
     match (files.next(), files.next()) {
         (Some(file), None) => Ok(file?.path()),
@@ -152,14 +163,14 @@ fn update() -> Result<()> {
     Ok(())
 }
 
-fn apt_get() -> Command {
+pub(super) fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command.arg("-qq").env("DEBIAN_FRONTEND", "noninteractive");
     command
 }
 
 /// Runs a command whose output is of interest only when it fails.
-fn run(command: &mut Command) -> Result<()> {
+pub(super) fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().display().to_string();
     let output = command
         .stdin(Stdio::null())

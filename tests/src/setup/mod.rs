@@ -1,16 +1,19 @@
 //! What a fresh Debian 12 lacks, installed or built once. Every step looks first, so a second run costs next to nothing.
 //!
 //! - [`debian`]: packages, installed or only unpacked;
+//! - [`emulator`]: a QEMU that is new enough;
 //! - [`build`]: the workspace's programs, the static agent, virtiofsd;
 //! - [`guest`]: the guest's kernel and initramfs.
 
 pub mod build;
 pub mod debian;
+pub mod emulator;
 pub mod guest;
 
 use anyhow::Result;
 
 use crate::cache::Cache;
+use crate::host::emulator::Emulator;
 use crate::host::kernel::Kernel;
 use crate::progress::step;
 
@@ -36,8 +39,10 @@ pub fn everything() -> Result<()> {
 ///
 /// # Errors
 /// When something is missing and cannot be fetched.
-pub fn virtual_host() -> Result<Kernel> {
+pub fn virtual_host() -> Result<(Emulator, Kernel)> {
     let cache = Cache::open()?;
     debian::install(debian::VIRTUAL_HOST)?;
-    debian::kernel("linux-image-amd64", &cache.host_kernel())
+    let emulator = emulator::get(&cache)?;
+    let kernel = debian::kernel("linux-image-amd64", &cache.host_kernel())?;
+    Ok((emulator, kernel))
 }
