@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The modules that every guest needs, by name: virtio over PCI, the devices that Orlop offers, and the file systems of containers.
-pub const GUEST: [&str; 8] = [
+pub const GUEST: [&str; 9] = [
     "virtio_pci",
     "vmw_vsock_virtio_transport",
     "virtiofs",
@@ -19,6 +19,7 @@ pub const GUEST: [&str; 8] = [
     "overlay",
     "button",
     "evdev",
+    "pvpanic-mmio",
 ];
 
 /// Why modules were not found.

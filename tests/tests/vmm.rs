@@ -24,6 +24,11 @@ fn a_debian_kernel_boots_from_its_elf_image_on_two_processors() {
 }
 
 #[test]
+fn a_kernel_without_a_pvh_entry_point_boots_at_its_own() {
+    boots(Kernel::WithoutPvh, 1);
+}
+
+#[test]
 fn a_debian_kernel_boots_as_it_is_packaged() {
     boots(Kernel::BzImage, 1);
 }
@@ -50,8 +55,45 @@ fn boots(kernel: Kernel, cpus: u32) {
 fn a_guest_that_resets_itself_is_told_by_status_3() {
     let Some(stage) = stage() else { return };
     let guest = Guest::new(Kernel::Vmlinux, "reboot -f");
-    let ended = guest.run(&[]);
+    let ended = guest.run(&["--no-reboot"]);
     assert_eq!(ended.status, 3, "{}", ended.error());
+    drop(guest);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_guest_that_resets_itself_boots_again_with_the_same_disks() {
+    let Some(stage) = stage() else { return };
+    let script = "load virtio_blk; read mark </dev/vda; echo mark $mark; \
+                  [ \"$mark\" = 2 ] && poweroff -f; \
+                  echo $((mark + 1)) | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null; reboot -f";
+    let guest = Guest::new(Kernel::Vmlinux, script);
+    let disk = guest.path("disk");
+    let mut content = vec![b'\n'; 1 << 20];
+    content[0] = b'0';
+    fs::write(&disk, &content).unwrap();
+    let ended = guest.run(&["--disk", &format!("path={}", disk.display())]);
+    assert_eq!(ended.status, 0, "{}", ended.error());
+    let marks = ["mark 0\r\n", "mark 1\r\n", "mark 2\r\n"];
+    let output = ended.output();
+    let places: Vec<_> = marks.iter().map(|mark| output.find(mark)).collect();
+    assert!(places.iter().all(Option::is_some), "{ended:?}");
+    assert!(places.is_sorted(), "{ended:?}");
+    drop(guest);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_guest_whose_kernel_panics_is_told_by_status_5() {
+    let Some(stage) = stage() else { return };
+    let guest = Guest::new(
+        Kernel::Vmlinux,
+        "load pvpanic_mmio; echo c >/proc/sysrq-trigger",
+    );
+    let ended = guest.run(&[]);
+    assert_eq!(ended.status, 5, "{}", ended.error());
+    assert!(ended.error().contains("panicked"), "{}", ended.error());
+    assert!(ended.output().contains("Kernel panic"), "{ended:?}");
     drop(guest);
     stage.leaves_nothing();
 }

@@ -209,7 +209,7 @@ async fn start_vmm(pod: &Pod) -> Result<(Running, Output, Output), BootError> {
     }
     let mut command = Command::new(&config.vmm);
     command
-        .arg("run")
+        .args(["run", "--no-reboot"])
         .args(["--name", &pod.id])
         .arg("--kernel")
         .arg(&config.kernel)

@@ -72,6 +72,7 @@ impl Programs {
             Some(0) => "the guest powered itself off".to_owned(),
             Some(3) => "the guest reset itself".to_owned(),
             Some(4) => "the guest took a fault that it could not handle".to_owned(),
+            Some(5) => "the guest's kernel panicked".to_owned(),
             _ => format!("the VMM ended, {}", describe(status)),
         };
         match (self.vmm_output.last_line(), self.console.last_line()) {

@@ -21,7 +21,14 @@ use tonic::{Response, Status};
 pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// The modules that the script's `load` can load.
-const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_rng", "button", "evdev"];
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_rng",
+    "button",
+    "evdev",
+    "pvpanic-mmio",
+];
 
 /// The kernel command line: that of the design, so that what users run is what is tested.
 const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd \
@@ -34,6 +41,8 @@ pub enum Kernel {
     BzImage,
     /// The ELF image in it.
     Vmlinux,
+    /// That image, with its note of a PVH entry point gone.
+    WithoutPvh,
 }
 
 /// A guest that runs a script.
@@ -52,6 +61,15 @@ impl Guest {
         let kernel = match kernel {
             Kernel::BzImage => cache.guest_vmlinuz(),
             Kernel::Vmlinux => cache.guest_vmlinux(),
+            Kernel::WithoutPvh => {
+                let path = directory.path().join("vmlinux");
+                fs::write(
+                    &path,
+                    without_notes(fs::read(cache.guest_vmlinux()).unwrap()),
+                )
+                .unwrap();
+                path
+            }
         };
         Self { directory, kernel }
     }
@@ -84,6 +102,26 @@ impl Guest {
     }
 }
 
+/// An ELF file whose program headers of type PT_NOTE are PT_NULL.
+fn without_notes(mut elf: Vec<u8>) -> Vec<u8> {
+    let number = |at: usize, len: usize| {
+        let mut bytes = [0; 8];
+        bytes[..len].copy_from_slice(&elf[at..at + len]);
+        usize::try_from(u64::from_le_bytes(bytes)).unwrap()
+    };
+    // e_phoff, e_phentsize, e_phnum
+    let (table, size, count) = (number(0x20, 8), number(0x36, 2), number(0x38, 2));
+    let notes: Vec<_> = (0..count)
+        .map(|index| table + index * size)
+        .filter(|at| number(*at, 4) == 4)
+        .collect();
+    assert!(!notes.is_empty(), "there is no note to take away");
+    for at in notes {
+        elf[at..at + 4].fill(0);
+    }
+    elf
+}
+
 fn initramfs(cache: &Cache, script: &str) -> Vec<u8> {
     let kernel = kernel::Kernel::find(&cache.guest_kernel()).unwrap();
     let modules = Modules::read(&kernel.modules).unwrap();
@@ -98,7 +136,7 @@ fn initramfs(cache: &Cache, script: &str) -> Vec<u8> {
         String::from("#!/bin/sh\n/bin/busybox --install -s /bin\nload() { insmod_$1; }\n");
     let mut known = Vec::new();
     for name in MODULES {
-        init.push_str(&format!("insmod_{name}() {{ :"));
+        init.push_str(&format!("insmod_{}() {{ :", name.replace('-', "_")));
         for file in modules.in_load_order(&[name]).unwrap() {
             let short = file.file_name().unwrap().to_str().unwrap().to_owned();
             init.push_str(&format!("; insmod /modules/{short} 2>/dev/null"));

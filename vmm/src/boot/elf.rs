@@ -1,9 +1,11 @@
-//! An ELF `vmlinux`, entered by PVH (`xen/include/public/arch-x86/hvm/start_info.h`).
+//! An ELF `vmlinux`: entered by PVH (`xen/include/public/arch-x86/hvm/start_info.h`) where it has such an entry point, else by Linux'
+//! 64-bit boot protocol at its own.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
+use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
@@ -19,7 +21,7 @@ const START_MAGIC: u32 = 0x336e_c578;
 /// The version of `hvm_start_info` that has a memory map.
 const START_VERSION: u32 = 1;
 
-/// Loads the segments, and finds the PVH entry point.
+/// Loads the segments, and finds the way in.
 pub(super) fn load(memory: &GuestMemory, mut file: File, path: &Path) -> Result<Loaded, Error> {
     check_machine(&mut file, path)?;
     let loaded = Elf::load(
@@ -33,14 +35,30 @@ pub(super) fn load(memory: &GuestMemory, mut file: File, path: &Path) -> Result<
         memory: mib(memory),
         source,
     })?;
-    match loaded.pvh_boot_cap {
-        PvhBootCapability::PvhEntryPresent(entry) => Ok(Loaded {
-            end: GuestAddress(loaded.kernel_end),
-            how: How::Pvh(entry),
-        }),
+    let how = match loaded.pvh_boot_cap {
+        PvhBootCapability::PvhEntryPresent(entry) => How::Pvh(entry),
         PvhBootCapability::PvhEntryNotPresent | PvhBootCapability::PvhEntryIgnored => {
-            Err(Error::NoPvhEntry(path.into()))
+            How::Linux64(loaded.kernel_load, header())
         }
+    };
+    Ok(Loaded {
+        end: GuestAddress(loaded.kernel_end),
+        how,
+    })
+}
+
+/// What a `bzImage` brings with it and an ELF file does not: the setup header of a kernel that lies where it runs.
+fn header() -> setup_header {
+    /// `boot_flag` and `header`, by which a setup header is known.
+    const BOOT_FLAG: u16 = 0xaa55;
+    const HEADER: u32 = u32::from_le_bytes(*b"HdrS");
+    /// The alignment that every 64-bit Linux is content with.
+    const ALIGNMENT: u32 = 0x100_0000;
+    setup_header {
+        boot_flag: BOOT_FLAG,
+        header: HEADER,
+        kernel_alignment: ALIGNMENT,
+        ..Default::default()
     }
 }
 

@@ -1,6 +1,6 @@
 //! From a kernel file to a vCPU's first instruction.
 //!
-//! An ELF `vmlinux` with a PVH note is entered by PVH; a `bzImage` by Linux' 64-bit boot protocol. Both are told of the same
+//! An ELF `vmlinux` with a PVH note is entered by PVH; one without it, and a `bzImage`, by Linux' 64-bit boot protocol. Both are told of the same
 //! memory map, command line, initramfs and ACPI tables.
 
 mod bzimage;
@@ -45,9 +45,6 @@ pub enum Error {
         /// The machine that it names.
         machine: String,
     },
-    /// It has no PVH entry.
-    #[error("kernel {0} has no PVH entry point; build it with CONFIG_PVH=y, or pass its bzImage")]
-    NoPvhEntry(PathBuf),
     /// It is damaged, or does not fit.
     #[error("kernel {path} is damaged or does not fit into the VM's {memory} MiB of memory")]
     Load {

@@ -21,6 +21,8 @@ pub struct VmConfig {
     pub disks: Vec<DiskConfig>,
     /// Where its serial port goes.
     pub console: ConsoleConfig,
+    /// Whether a guest that resets itself boots again; otherwise that is the VM's end.
+    pub reboot: bool,
     /// Where it is controlled; `None` for a socket of its name in the state directory.
     pub api_socket: Option<PathBuf>,
     /// Its vsock.

@@ -5,6 +5,8 @@
 
 pub mod service;
 
+use std::sync::mpsc::Sender;
+
 use tokio::sync::oneshot;
 
 use crate::pci::Description;
@@ -13,10 +15,38 @@ use crate::vm::Outcome;
 /// Something for the controller.
 #[derive(Debug)]
 pub enum Message {
-    /// The VM has come to its end, or must.
-    Ended(Outcome),
+    /// The guest has come to its end, in this one of its lives.
+    GuestEnded(Life, Outcome),
+    /// The VM must end: a signal, or whoever sits at its console.
+    Kill,
     /// A client asks.
     Request(Request),
+}
+
+/// The lives of a guest, counted from its first boot: each reset begins another. What one of them still has to say when the next has
+/// begun is of no interest any more.
+pub type Life = u32;
+
+/// How the parts of a guest's machine say that it has come to its end.
+#[derive(Clone, Debug)]
+pub struct EndOfLife {
+    controller: Sender<Message>,
+    life: Life,
+}
+
+impl EndOfLife {
+    /// For the machine of the guest's `life`.
+    pub fn new(controller: Sender<Message>, life: Life) -> Self {
+        EndOfLife { controller, life }
+    }
+
+    /// Tells the controller how it ended. The first to say so is heard.
+    pub fn tell(&self, outcome: Outcome) {
+        // Without a controller the VM is ending already.
+        let _ = self
+            .controller
+            .send(Message::GuestEnded(self.life, outcome));
+    }
 }
 
 /// Where an answer goes.

@@ -195,6 +195,7 @@ impl From<&Outcome> for api::WaitResponse {
             Outcome::PoweredOff => api::Outcome::PoweredOff,
             Outcome::Reset => api::Outcome::Reset,
             Outcome::TripleFault => api::Outcome::TripleFault,
+            Outcome::Panicked => api::Outcome::Panicked,
             Outcome::Killed => api::Outcome::Killed,
             Outcome::Failed(_) => api::Outcome::VmmError,
         };

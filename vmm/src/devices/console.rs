@@ -5,6 +5,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -57,9 +58,10 @@ impl Trigger for Irq {
 }
 
 /// Takes the guest's bytes without ever waiting.
+#[derive(Clone)]
 struct Output {
     bytes: Option<SyncSender<u8>>,
-    dropped: u64,
+    dropped: Arc<AtomicU64>,
 }
 
 impl Write for Output {
@@ -67,7 +69,7 @@ impl Write for Output {
         if let Some(bytes) = &self.bytes {
             for byte in data {
                 if let Err(TrySendError::Full(_)) = bytes.try_send(*byte) {
-                    self.dropped += 1;
+                    self.dropped.fetch_add(1, Ordering::Relaxed);
                 }
             }
         }
@@ -113,7 +115,10 @@ impl Console {
             }
         };
         let irq = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        let output = Output { bytes, dropped: 0 };
+        let output = Output {
+            bytes,
+            dropped: Arc::default(),
+        };
         let uart = Mutex::new(Serial::new(Irq(irq.clone()), output));
         Ok((Arc::new(Console { uart, irq }), writer))
     }
@@ -121,6 +126,15 @@ impl Console {
     /// The interrupt, for KVM.
     pub fn irq(&self) -> &EventFd {
         &self.irq
+    }
+
+    /// The state after power-on, with the same other end: for a guest that boots again.
+    pub fn reset(&self) {
+        let mut uart = self.uart.lock().unwrap_or_else(PoisonError::into_inner);
+        let output = uart.writer().clone();
+        *uart = Serial::new(Irq(self.irq.clone()), output);
+        // An interrupt of the last life; that there is none is no error.
+        let _ = self.irq.read();
     }
 
     /// Gives the guest input. What its FIFO has no room for stays behind: the rest of `input` is returned.
@@ -155,7 +169,7 @@ impl bus::Device for Console {
 impl Drop for Console {
     fn drop(&mut self) {
         let uart = self.uart.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let dropped = uart.writer().dropped;
+        let dropped = uart.writer().dropped.load(Ordering::Relaxed);
         if dropped > 0 {
             log::warn!("console: {dropped} bytes of output were dropped: nobody read them in time");
         }
@@ -207,15 +221,36 @@ mod tests {
     fn a_reader_that_does_not_read_stops_nobody() {
         let (reader, writer) = std::io::pipe().unwrap();
         let (bytes, _writer) = super::writer(writer).unwrap();
-        let mut output = Output { bytes, dropped: 0 };
+        let mut output = Output {
+            bytes,
+            dropped: Arc::default(),
+        };
         for _ in 0..4 {
             output.write_all(&[b'x'; BACKLOG]).unwrap();
         }
         assert!(
-            output.dropped > 0,
+            output.dropped.load(Ordering::Relaxed) > 0,
             "the pipe and the backlog together hold less"
         );
         drop(reader);
+    }
+
+    #[test]
+    fn a_reset_forgets_the_registers_and_keeps_the_other_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console");
+        let (console, writer) = Console::open(&ConsoleConfig::File(path.clone())).unwrap();
+        const SCRATCH: u64 = 7;
+        console.write(SCRATCH, &[0x5a]);
+        console.write(0, b"1");
+        console.reset();
+        let mut scratch = [0xff];
+        console.read(SCRATCH, &mut scratch);
+        assert_eq!(scratch, [0]);
+        console.write(0, b"2");
+        drop(console);
+        writer.unwrap().finish();
+        assert_eq!(std::fs::read(path).unwrap(), b"12");
     }
 
     #[test]

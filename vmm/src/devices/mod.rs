@@ -2,4 +2,5 @@
 
 pub mod console;
 pub mod power;
+pub mod pvpanic;
 pub mod virtio;

@@ -1,10 +1,8 @@
 //! The ways out of a guest: ACPI's sleep and reset registers (ACPI 6.5, 4.8.3.7 and 4.8.3.6), and the keyboard controller's reset line,
 //! which `reboot=k` uses.
 
-use std::sync::mpsc::Sender;
-
 use crate::bus;
-use crate::control::Message;
+use crate::control::EndOfLife;
 use crate::vm::Outcome;
 
 /// Sleep control: bit 5 starts the sleep of the type in bits 4:2.
@@ -21,12 +19,12 @@ pub const SLEEP_TYPE_OFF: u8 = 5;
 const SLEEP_ENABLE: u8 = 1 << 5;
 
 /// The ACPI registers.
-pub struct Power(Sender<Message>);
+pub struct Power(EndOfLife);
 
 impl Power {
     /// Tells the VM's controller what the guest asks for.
-    pub fn new(controller: Sender<Message>) -> Self {
-        Power(controller)
+    pub fn new(end: EndOfLife) -> Self {
+        Power(end)
     }
 }
 
@@ -42,18 +40,17 @@ impl bus::Device for Power {
             (Ok(RESET), [RESET_VALUE, ..]) => Outcome::Reset,
             _ => return,
         };
-        // Without a controller the VM is ending already.
-        let _ = self.0.send(Message::Ended(outcome));
+        self.0.tell(outcome);
     }
 }
 
 /// An i8042 without keyboard or mouse.
-pub struct I8042(Sender<Message>);
+pub struct I8042(EndOfLife);
 
 impl I8042 {
     /// Tells the VM's controller when the guest pulls the reset line.
-    pub fn new(controller: Sender<Message>) -> Self {
-        I8042(controller)
+    pub fn new(end: EndOfLife) -> Self {
+        I8042(end)
     }
 }
 
@@ -69,8 +66,7 @@ impl bus::Device for I8042 {
         /// Pulse output line 0, which is the processor's reset.
         const PULSE_RESET: u8 = 0xfe;
         if (offset, data.first()) == (COMMAND, Some(&PULSE_RESET)) {
-            // Without a controller the VM is ending already.
-            let _ = self.0.send(Message::Ended(Outcome::Reset));
+            self.0.tell(Outcome::Reset);
         }
     }
 }
@@ -79,13 +75,15 @@ impl bus::Device for I8042 {
 mod tests {
     use super::*;
     use crate::bus::Device;
+    use crate::control::Message;
     use std::sync::mpsc;
 
     #[test]
     fn only_the_right_writes_end_the_vm() {
         let (sender, receiver) = mpsc::channel();
-        let power = Power::new(sender.clone());
-        let keyboard = I8042::new(sender);
+        let end = EndOfLife::new(sender, 0);
+        let power = Power::new(end.clone());
+        let keyboard = I8042::new(end);
         power.write(0, &[0x20]);
         power.write(0, &[]);
         power.write(2, &[2]);
@@ -100,9 +98,9 @@ mod tests {
         assert!(matches!(
             ended[..],
             [
-                Message::Ended(Outcome::PoweredOff),
-                Message::Ended(Outcome::Reset),
-                Message::Ended(Outcome::Reset)
+                Message::GuestEnded(0, Outcome::PoweredOff),
+                Message::GuestEnded(0, Outcome::Reset),
+                Message::GuestEnded(0, Outcome::Reset)
             ]
         ));
     }

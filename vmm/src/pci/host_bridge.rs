@@ -2,6 +2,7 @@
 
 use super::config_space::{self, ConfigSpace};
 use super::{Function, Identity};
+use crate::devices::virtio;
 
 /// Configuration space, and nothing behind it.
 pub(super) struct HostBridge(ConfigSpace);
@@ -48,4 +49,8 @@ impl Function for HostBridge {
     }
 
     fn stop(&mut self) {}
+
+    fn release(self: Box<Self>) -> Option<Box<dyn virtio::Device>> {
+        None
+    }
 }

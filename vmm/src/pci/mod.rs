@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::arch::x86_64::layout;
 use crate::bus;
+use crate::devices::virtio;
 
 /// What is on the bus: one function a device.
 pub trait Function: Send {
@@ -38,6 +39,8 @@ pub trait Function: Send {
     fn describe(&self) -> Option<Identity>;
     /// The VM has ended: no more work.
     fn stop(&mut self);
+    /// Gives back the device behind it, idle, so that it can be put behind another function.
+    fn release(self: Box<Self>) -> Option<Box<dyn virtio::Device>>;
 }
 
 /// What a function is.
@@ -166,6 +169,19 @@ impl Root {
         for slot in (0..DEVICES).filter_map(|device| self.slot(device)) {
             lock(&slot).stop();
         }
+    }
+
+    /// Takes everything off the bus, and gives back the devices in their order. To be called behind [`Root::stop`].
+    pub fn release(&self) -> Vec<Box<dyn virtio::Device>> {
+        let slots =
+            std::mem::take(&mut *self.slots.write().unwrap_or_else(PoisonError::into_inner));
+        slots
+            .into_iter()
+            // No vCPU runs any more, so nobody else holds a slot.
+            .filter_map(Arc::into_inner)
+            .map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner))
+            .filter_map(Function::release)
+            .collect()
     }
 
     /// Configuration space by memory accesses (PCI Express 6.0, 7.2.2).

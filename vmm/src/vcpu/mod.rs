@@ -7,7 +7,6 @@
 mod gate;
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -15,7 +14,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 pub use gate::{Gate, Phase};
 
 use crate::bus::Bus;
-use crate::control::Message;
+use crate::control::EndOfLife;
 use crate::vm::Outcome;
 
 /// The address spaces that exits lead to.
@@ -49,7 +48,7 @@ impl Vcpu {
         mut fd: VcpuFd,
         buses: Arc<Buses>,
         gate: Arc<Gate>,
-        controller: Sender<Message>,
+        end: EndOfLife,
     ) -> std::io::Result<Self> {
         thread::Builder::new()
             .name(format!("vcpu{id}"))
@@ -59,8 +58,7 @@ impl Vcpu {
                     match run(&mut fd, &buses) {
                         Action::Continue => {}
                         Action::End(outcome) => {
-                            // Without a controller the VM is ending already.
-                            let _ = controller.send(Message::Ended(outcome));
+                            end.tell(outcome);
                             visitor.wait_for_end();
                         }
                     }

@@ -1,31 +1,32 @@
-//! Building a VM, step by step.
+//! Building a machine for a guest, step by step.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{Address, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Controller, Error, Vm, terminal};
+use super::{Error, Front, Machine, Vm};
 use crate::arch::x86_64::regs::Entry;
 use crate::arch::x86_64::{acpi, cpuid, layout, regs};
 use crate::bus::Bus;
-use crate::config::{ConsoleConfig, VmConfig};
-use crate::control::service::Server;
+use crate::config::VmConfig;
+use crate::control::EndOfLife;
 use crate::devices::console::Console;
 use crate::devices::power::{I8042, Power};
+use crate::devices::pvpanic::PvPanic;
 use crate::devices::virtio::transport::pci::VirtioPci;
 use crate::devices::virtio::{self, GuestMemory, blk::Blk, fs::Fs, rng::Rng, vsock::Vsock};
 use crate::irq::Routes;
 use crate::memory::{self, Sharing};
-use crate::socket::{self, Unlink};
+use crate::socket::Unlink;
 use crate::vcpu::{Buses, Gate, Vcpu};
 use crate::{boot, pci};
 
 impl Vm {
-    /// Builds what `config` asks for. Nothing of the guest runs yet.
-    pub(super) fn build(config: VmConfig, controller: Controller) -> Result<Vm, Error> {
+    /// Builds a machine for the guest's next life. Nothing of the guest runs yet.
+    pub(super) fn build(&mut self, end: EndOfLife) -> Result<Machine, Error> {
+        let config = &self.config;
         let kvm = open_kvm()?;
         let sharing = if config.fs.is_empty() {
             Sharing::Private
@@ -49,43 +50,29 @@ impl Vm {
         let rsdp = acpi::write(&ram, machine)?;
         let entry = boot::load(&ram, &config.kernel, rsdp)?;
 
+        let front = match &mut self.front {
+            Some(front) => front,
+            none => none.insert(Front::open(config, &mut self.paths)?),
+        };
         let pci = Arc::new(pci::Root::new());
-        let mut paths = Vec::new();
-        for device in virtio_devices(&config, &mut paths)? {
+        for device in std::mem::take(&mut front.devices) {
             let device = VirtioPci::new(device, ram.clone(), routes.clone(), routes.clone())?;
             pci.add(Box::new(device))?;
         }
-        let (console, console_writer) = Console::open(&config.console)?;
         let power_button = eventfd()?;
-        wire(&vm, console.irq(), layout::SERIAL_GSI)?;
+        wire(&vm, front.console.irq(), layout::SERIAL_GSI)?;
         wire(&vm, &power_button, layout::POWER_GSI)?;
-        let buses = buses(&pci, &console, &controller)?;
+        let buses = buses(&pci, &front.console, &end)?;
 
-        let (listener, control_path) = control_socket(&config)?;
-        paths.extend(control_path);
         let gate = Arc::new(Gate::new());
         let vcpus = spawn_vcpus(&kvm, &vm, config.vcpus.get(), entry, |id, fd| {
-            Vcpu::spawn(id, fd, buses.clone(), gate.clone(), controller.clone())
+            Vcpu::spawn(id, fd, buses.clone(), gate.clone(), end.clone())
         })?;
-        let server = Server::start(listener, controller.clone())
-            .map_err(|e| Error::System("serve the control socket", e))?;
-        let terminal = match config.console {
-            ConsoleConfig::Stdio => terminal::connect(Arc::downgrade(&console), controller)
-                .map_err(|e| Error::System("read the terminal", e))?,
-            ConsoleConfig::Null | ConsoleConfig::File(_) => None,
-        };
-        Ok(Vm {
-            name: config.name,
-            ram: config.memory.bytes(),
+        Ok(Machine {
             gate,
             vcpus,
             pci,
             power_button,
-            console,
-            console_writer,
-            terminal,
-            server,
-            paths,
         })
     }
 }
@@ -110,7 +97,7 @@ fn interrupt_controllers(vm: &Arc<VmFd>) -> Result<Arc<Routes>, Error> {
 }
 
 /// The devices in the order of their PCI addresses: randomness, disks, vsock, shared directories.
-fn virtio_devices(
+pub(super) fn virtio_devices(
     config: &VmConfig,
     paths: &mut Vec<Unlink>,
 ) -> Result<Vec<Box<dyn virtio::Device>>, Error> {
@@ -134,11 +121,11 @@ fn virtio_devices(
 fn buses(
     pci: &Arc<pci::Root>,
     console: &Arc<Console>,
-    controller: &Controller,
+    end: &EndOfLife,
 ) -> Result<Arc<Buses>, Error> {
     let mut ports = Bus::new();
-    let power = Arc::new(Power::new(controller.clone()));
-    let keyboard = Arc::new(I8042::new(controller.clone()));
+    let power = Arc::new(Power::new(end.clone()));
+    let keyboard = Arc::new(I8042::new(end.clone()));
     ports.insert(layout::SERIAL_PORT.into(), 8, console.clone())?;
     ports.insert(
         layout::I8042_PORT.into(),
@@ -146,6 +133,8 @@ fn buses(
         keyboard,
     )?;
     ports.insert(layout::POWER_PORT.into(), layout::POWER_SIZE.into(), power)?;
+    let pvpanic = Arc::new(PvPanic::new(end.clone()));
+    ports.insert(layout::PVPANIC_PORT.into(), 1, pvpanic)?;
     ports.insert(
         layout::PCI_CONFIG_PORT.into(),
         layout::PCI_CONFIG_SIZE.into(),
@@ -174,30 +163,6 @@ fn pci_window64(ram: &GuestMemory) -> (u64, u64) {
     let ram_end = ram.last_addr().raw_value().max(layout::HOLE_END);
     let start = ram_end.next_multiple_of(SIZE);
     (start, start + SIZE - 1)
-}
-
-/// The control socket, and what is to be removed with it.
-fn control_socket(
-    config: &VmConfig,
-) -> Result<(std::os::unix::net::UnixListener, Vec<Unlink>), Error> {
-    let path = match &config.api_socket {
-        Some(path) => path.clone(),
-        None => default_socket(config.name.as_str())
-            .map_err(|e| Error::System("make the directory of the control socket", e))?,
-    };
-    let listener = socket::listen_anew(&path).map_err(|source| Error::ControlSocket {
-        path: path.clone(),
-        source,
-    })?;
-    Ok((listener, vec![Unlink::later(path)]))
-}
-
-/// `$XDG_RUNTIME_DIR/orlop/NAME.sock`, or below `/run` without one.
-fn default_socket(name: &str) -> std::io::Result<PathBuf> {
-    let base = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| "/run".into(), PathBuf::from);
-    let dir = base.join("orlop").join("vm");
-    std::fs::create_dir_all(&dir)?;
-    Ok(dir.join(format!("{name}.sock")))
 }
 
 /// All vCPUs are created before the first is set up: their threads wait at the gate.

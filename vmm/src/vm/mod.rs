@@ -1,183 +1,136 @@
-//! A VM's life: built in one order, run until something ends it, taken apart in the reverse order.
+//! A VM's life, and the lives of the guest in it.
+//!
+//! A [`Vm`] is what stays: the control socket, the console, the devices with what they hold on the host. A [`Machine`] is what a
+//! guest boots in: RAM, vCPUs, the bus that the devices are on. A guest that resets itself ends its machine, and the next one is built
+//! around the same devices; nothing of the first is left in it.
 //!
 //! The order of building matters in places: RAM is registered before the interrupt controllers exist, devices are on their buses
 //! before the first vCPU runs, and what can fail for the user's sake (files, sockets) fails before that as well.
 
 mod build;
+mod error;
+mod outcome;
 mod signals;
 mod terminal;
 
-use std::fmt;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::config::{VmConfig, VmName};
+pub use self::error::Error;
+pub use self::outcome::Outcome;
+use crate::config::{ConsoleConfig, VmConfig};
 use crate::control::service::Server;
-use crate::control::{Message, Request, Status};
+use crate::control::{EndOfLife, Life, Message, Request, Status};
 use crate::devices::{console, virtio};
-use crate::socket::Unlink;
+use crate::pci;
+use crate::socket::{self, Unlink};
 use crate::vcpu::{Gate, Phase, Vcpu};
-use crate::{arch, boot, bus, irq, memory, pci};
-
-/// How a VM ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The guest powered itself off.
-    PoweredOff,
-    /// The guest reset itself.
-    Reset,
-    /// The guest took a fault that it could not handle.
-    TripleFault,
-    /// A client or a signal ended it.
-    Killed,
-    /// The VMM could not go on, and why.
-    Failed(String),
-}
-
-impl Outcome {
-    /// The VMM cannot go on because of `reason`.
-    pub fn failed(reason: impl Into<String>) -> Self {
-        Outcome::Failed(reason.into())
-    }
-
-    /// The exit status of a VMM whose VM ended so. 2 is a usage error's.
-    pub fn exit_status(&self) -> u8 {
-        match self {
-            Outcome::PoweredOff => 0,
-            Outcome::Failed(_) => 1,
-            Outcome::Reset => 3,
-            Outcome::TripleFault => 4,
-            Outcome::Killed => 137,
-        }
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Outcome::PoweredOff => f.write_str("the guest powered off"),
-            Outcome::Reset => f.write_str("the guest reset itself"),
-            Outcome::TripleFault => f.write_str("the guest crashed (triple fault)"),
-            Outcome::Killed => f.write_str("the VM was killed"),
-            Outcome::Failed(reason) => f.write_str(reason),
-        }
-    }
-}
-
-/// Why a VM could not be built.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No KVM.
-    #[error("cannot open /dev/kvm; `orlop doctor` says what is missing")]
-    Kvm(#[source] kvm_ioctls::Error),
-    /// A KVM that is too old or too different.
-    #[error("/dev/kvm speaks API version {0}, and 12 is needed; `orlop doctor` says more")]
-    KvmVersion(i32),
-    /// KVM refused something.
-    #[error("KVM cannot {0}")]
-    KvmRefused(&'static str, #[source] kvm_ioctls::Error),
-    /// RAM.
-    #[error(transparent)]
-    Memory(#[from] memory::Error),
-    /// Kernel, initramfs, command line.
-    #[error(transparent)]
-    Boot(#[from] boot::Error),
-    /// ACPI tables.
-    #[error(transparent)]
-    Acpi(#[from] arch::x86_64::acpi::Error),
-    /// A vCPU's first state.
-    #[error(transparent)]
-    Registers(#[from] arch::x86_64::regs::Error),
-    /// CPUID.
-    #[error("the list of CPUID leaves is too long")]
-    Cpuid(#[source] vmm_sys_util::fam::Error),
-    /// Interrupts.
-    #[error(transparent)]
-    Irq(#[from] irq::Error),
-    /// The bus.
-    #[error(transparent)]
-    Bus(#[from] bus::Overlap),
-    /// PCI.
-    #[error(transparent)]
-    Pci(#[from] pci::Error),
-    /// The console.
-    #[error(transparent)]
-    Console(#[from] console::Error),
-    /// A disk.
-    #[error(transparent)]
-    Disk(#[from] virtio::blk::OpenError),
-    /// Randomness.
-    #[error(transparent)]
-    Rng(#[from] virtio::rng::OpenError),
-    /// The vsock.
-    #[error(transparent)]
-    Vsock(#[from] virtio::vsock::CreateError),
-    /// A shared directory.
-    #[error(transparent)]
-    Fs(#[from] virtio::fs::CreateError),
-    /// The control socket.
-    #[error("cannot listen on the control socket {path}")]
-    ControlSocket {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A thread, an eventfd.
-    #[error("cannot {0}")]
-    System(&'static str, #[source] std::io::Error),
-}
 
 /// Builds the VM and runs it to its end.
 ///
 /// # Errors
-/// When it cannot be built. What happens afterwards is an [`Outcome`].
+/// When it cannot be built, at first or for a guest that resets itself. All else that happens is an [`Outcome`].
 pub fn run(config: VmConfig) -> Result<Outcome, Error> {
-    let (sender, messages) = mpsc::channel();
+    let (controller, messages) = mpsc::channel();
     // Before any thread exists, so that all of them leave these signals to the one that waits for them.
-    signals::to_controller(sender.clone()).map_err(|e| Error::System("wait for signals", e))?;
-    let vm = Vm::build(config, sender)?;
-    Ok(vm.run(messages))
+    signals::to_controller(controller.clone()).map_err(|e| Error::System("wait for signals", e))?;
+    let mut vm = Vm {
+        config,
+        controller,
+        life: 0,
+        front: None,
+        paths: Vec::new(),
+    };
+    let outcome = loop {
+        match vm.live(&messages) {
+            Ok(Outcome::Reset) if vm.config.reboot => {
+                log::info!("{}: the guest boots again", vm.config.name.as_str());
+            }
+            outcome => break outcome,
+        }
+    };
+    vm.end(&outcome);
+    outcome
 }
 
-/// A VM whose vCPUs stand before their first instruction.
+/// Where messages to the controller come from.
+type Controller = Sender<Message>;
+
+/// A VM, over all lives of its guest.
 struct Vm {
-    name: VmName,
-    ram: u64,
-    gate: Arc<Gate>,
-    vcpus: Vec<Vcpu>,
-    pci: Arc<pci::Root>,
-    power_button: EventFd,
-    console: Arc<console::Console>,
-    console_writer: Option<console::Writer>,
-    /// Restores the terminal when dropped.
-    terminal: Option<terminal::Raw>,
-    server: Server,
+    config: VmConfig,
+    controller: Controller,
+    /// Which life of the guest is the next.
+    life: Life,
+    /// Opened in the first life, when its kernel has been loaded: one that cannot be leaves nothing behind.
+    front: Option<Front>,
     /// What is removed at the end.
     paths: Vec<Unlink>,
 }
 
+/// The host's side, which stays when the guest resets itself.
+struct Front {
+    /// Empty while a guest lives: they are on its bus.
+    devices: Vec<Box<dyn virtio::Device>>,
+    console: Arc<console::Console>,
+    console_writer: Option<console::Writer>,
+    clients: Clients,
+    /// Restores the terminal when dropped.
+    terminal: Option<terminal::Raw>,
+}
+
+/// Who controls the VM from outside.
+enum Clients {
+    /// They can connect, and wait.
+    Waiting(UnixListener),
+    /// They are served.
+    Served(Server),
+    /// It is over, for them at least.
+    Gone,
+}
+
+/// What a guest boots in. Its vCPUs stand before their first instruction.
+struct Machine {
+    gate: Arc<Gate>,
+    vcpus: Vec<Vcpu>,
+    pci: Arc<pci::Root>,
+    power_button: EventFd,
+}
+
 impl Vm {
-    /// Lets the vCPUs go, and serves the controller's messages until one of them is the end.
-    fn run(self, messages: Receiver<Message>) -> Outcome {
-        self.gate.set(Phase::Running);
-        let outcome = self.control(&messages);
-        log::info!("{}: {outcome}", self.name.as_str());
-        self.end(&outcome);
-        outcome
+    /// One life of the guest, from power-on to its end.
+    fn live(&mut self, messages: &Receiver<Message>) -> Result<Outcome, Error> {
+        let life = self.life;
+        self.life = life.wrapping_add(1);
+        let machine = self.build(EndOfLife::new(self.controller.clone(), life))?;
+        if let Some(front) = &mut self.front {
+            front.welcome(&self.config, &self.controller)?;
+        }
+        machine.gate.set(Phase::Running);
+        let outcome = self.control(&machine, life, messages);
+        log::info!("{}: {outcome}", self.config.name.as_str());
+        let devices = machine.end();
+        if let Some(front) = &mut self.front {
+            front.devices = devices;
+            front.console.reset();
+        }
+        Ok(outcome)
     }
 
     /// The one place that changes a running VM.
-    fn control(&self, messages: &Receiver<Message>) -> Outcome {
+    fn control(&self, machine: &Machine, life: Life, messages: &Receiver<Message>) -> Outcome {
         loop {
             match messages.recv() {
-                Ok(Message::Ended(outcome)) => return outcome,
+                Ok(Message::GuestEnded(of, outcome)) if of == life => return outcome,
+                // The last words of an earlier life.
+                Ok(Message::GuestEnded(..)) => {}
+                Ok(Message::Kill) => return Outcome::Killed,
                 Ok(Message::Request(request)) => {
-                    if let Some(outcome) = self.serve(request) {
+                    if let Some(outcome) = self.serve(machine, request) {
                         return outcome;
                     }
                 }
@@ -188,22 +141,22 @@ impl Vm {
     }
 
     /// Does what a client asks. A client that has gone does not hear the answer, and nothing else follows from that.
-    fn serve(&self, request: Request) -> Option<Outcome> {
+    fn serve(&self, machine: &Machine, request: Request) -> Option<Outcome> {
         match request {
             Request::Describe(reply) => {
-                let _ = reply.send(self.status());
+                let _ = reply.send(self.status(machine));
             }
             Request::Pause(reply) => {
-                self.gate.set(Phase::Paused);
+                machine.gate.set(Phase::Paused);
                 let _ = reply.send(());
             }
             Request::Resume(reply) => {
-                self.gate.set(Phase::Running);
+                machine.gate.set(Phase::Running);
                 let _ = reply.send(());
             }
             Request::PowerButton(reply) => {
                 // It fails only when the eventfd is full, and then the button is being pressed anyway.
-                let _ = self.power_button.write(1);
+                let _ = machine.power_button.write(1);
                 let _ = reply.send(());
             }
             Request::Kill(reply) => {
@@ -214,33 +167,101 @@ impl Vm {
         None
     }
 
-    fn status(&self) -> Status {
+    fn status(&self, machine: &Machine) -> Status {
         Status {
-            name: self.name.as_str().into(),
-            paused: self.gate.phase() == Phase::Paused,
-            vcpus: u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX),
-            memory: self.ram,
-            devices: self.pci.describe(),
+            name: self.config.name.as_str().into(),
+            paused: machine.gate.phase() == Phase::Paused,
+            vcpus: self.config.vcpus.get(),
+            memory: self.config.memory.bytes(),
+            devices: machine.pci.describe(),
         }
     }
 
-    /// vCPUs first, then devices, then those who look on.
-    fn end(self, outcome: &Outcome) {
-        self.gate.set(Phase::Ended);
-        for vcpu in self.vcpus {
-            vcpu.join();
+    /// Devices first, then those who look on.
+    fn end(self, outcome: &Result<Outcome, Error>) {
+        if let Some(front) = self.front {
+            front.close(match outcome {
+                Ok(outcome) => outcome.clone(),
+                Err(error) => Outcome::failed(error.to_string()),
+            });
         }
-        self.pci.stop();
-        drop(self.pci);
+        drop(self.paths);
+    }
+}
+
+impl Front {
+    /// Opens what the VM has on the host. Nobody is served yet.
+    fn open(config: &VmConfig, paths: &mut Vec<Unlink>) -> Result<Self, Error> {
+        let devices = build::virtio_devices(config, paths)?;
+        let (console, console_writer) = console::Console::open(&config.console)?;
+        let path = match &config.api_socket {
+            Some(path) => path.clone(),
+            None => default_socket(config.name.as_str())
+                .map_err(|e| Error::System("make the directory of the control socket", e))?,
+        };
+        let listener = socket::listen_anew(&path).map_err(|source| Error::ControlSocket {
+            path: path.clone(),
+            source,
+        })?;
+        paths.push(Unlink::later(path));
+        Ok(Front {
+            devices,
+            console,
+            console_writer,
+            clients: Clients::Waiting(listener),
+            terminal: None,
+        })
+    }
+
+    /// Serves the control socket and the terminal, from the first life on.
+    fn welcome(&mut self, config: &VmConfig, controller: &Controller) -> Result<(), Error> {
+        let listener = match std::mem::replace(&mut self.clients, Clients::Gone) {
+            Clients::Waiting(listener) => listener,
+            others => {
+                self.clients = others;
+                return Ok(());
+            }
+        };
+        let server = Server::start(listener, controller.clone())
+            .map_err(|e| Error::System("serve the control socket", e))?;
+        self.clients = Clients::Served(server);
+        if config.console == ConsoleConfig::Stdio {
+            let console = Arc::downgrade(&self.console);
+            self.terminal = terminal::connect(console, controller.clone())
+                .map_err(|e| Error::System("read the terminal", e))?;
+        }
+        Ok(())
+    }
+
+    fn close(self, outcome: Outcome) {
+        drop(self.devices);
         drop(self.console);
         if let Some(writer) = self.console_writer {
             writer.finish();
         }
         drop(self.terminal);
-        self.server.stop(outcome.clone());
-        drop(self.paths);
+        if let Clients::Served(server) = self.clients {
+            server.stop(outcome);
+        }
     }
 }
 
-/// Where messages to the controller come from.
-type Controller = Sender<Message>;
+impl Machine {
+    /// vCPUs first, then the devices, which are given back idle.
+    fn end(self) -> Vec<Box<dyn virtio::Device>> {
+        self.gate.set(Phase::Ended);
+        for vcpu in self.vcpus {
+            vcpu.join();
+        }
+        self.pci.stop();
+        self.pci.release()
+    }
+}
+
+/// `$XDG_RUNTIME_DIR/orlop/vm/NAME.sock`, or below `/run` without one.
+fn default_socket(name: &str) -> std::io::Result<PathBuf> {
+    let base = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| "/run".into(), PathBuf::from);
+    let dir = base.join("orlop").join("vm");
+    std::fs::create_dir_all(&dir)?;
+    Ok(dir.join(format!("{name}.sock")))
+}

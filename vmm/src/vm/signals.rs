@@ -3,7 +3,7 @@
 use std::io;
 use std::thread;
 
-use super::{Controller, Outcome};
+use super::Controller;
 use crate::control::Message;
 
 /// Blocks the signals in this thread and in all that it starts, and hands them to the controller.
@@ -14,7 +14,7 @@ pub(super) fn to_controller(controller: Controller) -> io::Result<()> {
         // SAFETY: both pointers are to live values.
         while unsafe { libc::sigwait(&signals, &mut signal) } == 0 {
             // When nobody listens, the VM is ending already.
-            let _ = controller.send(Message::Ended(Outcome::Killed));
+            let _ = controller.send(Message::Kill);
         }
     };
     thread::Builder::new().name("signals".into()).spawn(wait)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vmm_sys_util::terminal::Terminal;
 
-use super::{Controller, Outcome};
+use super::Controller;
 use crate::control::Message;
 use crate::devices::console::Console;
 
@@ -73,7 +73,7 @@ pub(super) fn connect(console: Weak<Console>, controller: Controller) -> io::Res
             }
             if leave {
                 // When nobody listens, the VM is ending already.
-                let _ = controller.send(Message::Ended(Outcome::Killed));
+                let _ = controller.send(Message::Kill);
                 return;
             }
         }

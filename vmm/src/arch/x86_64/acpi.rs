@@ -145,6 +145,7 @@ fn dsdt(machine: Machine) -> Sdt {
     motherboard(&mut code);
     serial(&mut code);
     power_button(&mut code);
+    pvpanic(&mut code);
     let sleep = power::SLEEP_TYPE_OFF;
     aml::Name::new(
         "_S5_".into(),
@@ -273,6 +274,27 @@ fn power_button(code: &mut dyn AmlSink) {
                 1,
                 true,
                 vec![&aml::Notify::new(&aml::Path::new("\\_SB_.PWRB"), &PRESSED)],
+            ),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
+/// pvpanic, under the id that Linux knows it by.
+fn pvpanic(code: &mut dyn AmlSink) {
+    aml::Device::new(
+        "_SB_.PEVT".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"QEMU0001"),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&aml::IO::new(
+                    layout::PVPANIC_PORT,
+                    layout::PVPANIC_PORT,
+                    1,
+                    1,
+                )]),
             ),
         ],
     )

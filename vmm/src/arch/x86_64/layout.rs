@@ -76,6 +76,8 @@ pub const POWER_PORT: u16 = 0x600;
 pub const POWER_SIZE: u16 = 4;
 /// The interrupt of the generic event device (the power button).
 pub const POWER_GSI: u32 = 5;
+/// pvpanic's byte, where QEMU has it.
+pub const PVPANIC_PORT: u16 = 0x505;
 /// PCI configuration space by ports: address and data.
 pub const PCI_CONFIG_PORT: u16 = 0xcf8;
 /// Four bytes of address, four of data.

@@ -14,8 +14,8 @@ use orlop_vmm::vm::{self, Outcome};
 /// What `orlop run --help` ends with.
 pub const AFTER_HELP: &str = "\
 Exit status:
-  0 the guest powered itself off, 1 the VM could not run, 2 the arguments are wrong, 3 the guest reset itself,
-  4 the guest failed beyond its own repair (triple fault), 137 the VM was killed
+  0 the guest powered itself off, 1 the VM could not run, 2 the arguments are wrong, 3 the guest reset itself (--no-reboot),
+  4 the guest failed beyond its own repair (triple fault), 5 the guest's kernel panicked, 137 the VM was killed
 
 Examples:
   orlop run --kernel vmlinux --initramfs initramfs.cpio
@@ -28,7 +28,7 @@ pub struct Arguments {
     /// What to call the VM [default: vm-PID]
     #[arg(long)]
     name: Option<VmName>,
-    /// The kernel: an ELF vmlinux with a PVH entry point, or a bzImage
+    /// The kernel: an ELF vmlinux or a bzImage
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
     /// The initramfs
@@ -49,6 +49,9 @@ pub struct Arguments {
     /// Where the serial port goes
     #[arg(long, value_name = "stdio|null|file=FILE", default_value = "stdio")]
     console: ConsoleConfig,
+    /// End with status 3 when the guest resets itself, rather than boot it again
+    #[arg(long)]
+    no_reboot: bool,
     /// The socket on which the VM is controlled [default: NAME.sock in the state directory]
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
@@ -77,6 +80,7 @@ impl Arguments {
             memory: self.memory,
             disks: self.disks,
             console: self.console,
+            reboot: !self.no_reboot,
             api_socket: self.api_socket,
             vsock: self.vsock,
             fs: self.fs,

@@ -331,6 +331,10 @@ impl Function for VirtioPci {
     fn stop(&mut self) {
         self.machine.stop();
     }
+
+    fn release(self: Box<Self>) -> Option<Box<dyn Device>> {
+        Some(self.machine.into_device())
+    }
 }
 
 /// Class, subclass and interface, for those who look at a list of devices.

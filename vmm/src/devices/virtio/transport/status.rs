@@ -127,6 +127,12 @@ impl Machine {
         self.device.stop();
     }
 
+    /// Gives the device back, idle.
+    pub fn into_device(mut self) -> Box<dyn Device> {
+        self.device.stop();
+        self.device
+    }
+
     /// The kicks, in the order of the queues.
     pub fn kicks(&self) -> &[EventFd] {
         &self.kicks
