@@ -37,6 +37,9 @@ pub const VIRTIOFSD_BUILD: &[Package] = &[
     ("/usr/bin/gcc", "gcc"),
 ];
 
+/// What tests compare Orlop's own work with.
+pub const REFERENCES: &[Package] = &[("/usr/bin/cpio", "cpio")];
+
 /// Installs those of `packages` that are missing.
 ///
 /// # Errors

@@ -26,6 +26,7 @@ pub fn everything() -> Result<()> {
     virtual_host()?;
     debian::install(debian::CONTAINERS)?;
     debian::install(debian::VIRTIOFSD_BUILD)?;
+    debian::install(debian::REFERENCES)?;
     build::programs()?;
     build::virtiofsd(&cache)?;
     let agent = build::agent()?;

@@ -1,5 +1,7 @@
 //! A small guest of the stories' own: Debian's cloud kernel, busybox and a script as process 1.
 
+#![allow(dead_code, reason = "each story program uses a part of this")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -94,6 +96,25 @@ impl Guest {
         command.args(["--memory", "256M", "--cmdline", COMMAND_LINE]);
         command.args(arguments);
         Running::start(command, &[]).unwrap()
+    }
+
+    /// Runs the VMM to its end with no more than these arguments, and the guest's kernel and initramfs where they name none.
+    pub fn run_with(&self, arguments: &[&str]) -> Done {
+        let mut command = Command::new(build::programs_directory().join("orlop"));
+        command.arg("run").args(arguments);
+        let names = |flag: &str| arguments.contains(&flag);
+        if !names("--kernel") {
+            command.arg("--kernel").arg(&self.kernel);
+        }
+        if !names("--initramfs") {
+            command.arg("--initramfs").arg(self.path("initramfs"));
+        }
+        if !names("--console") {
+            command.args(["--console", "null"]);
+        }
+        Running::start(command, &[])
+            .and_then(|running| running.wait(LIMIT))
+            .unwrap()
     }
 
     /// Runs the VMM to its end.

@@ -15,6 +15,16 @@ use crate::devices::virtio::GuestMemory;
 /// Why the RAM could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// More than there is.
+    #[error(
+        "the VM is to have {size} MiB of memory, and this machine has {host} MiB; give the VM less with --memory"
+    )]
+    HostSize {
+        /// What was asked for, in MiB.
+        size: u64,
+        /// The host's RAM and swap space, in MiB.
+        host: u64,
+    },
     /// No memory file.
     #[error("cannot make a memory file of {size} bytes for the guest's RAM")]
     File {
@@ -66,6 +76,15 @@ pub fn ranges(size: MemorySize) -> Vec<(GuestAddress, usize)> {
 /// # Errors
 /// When the host does not give the memory.
 pub fn map(size: MemorySize, sharing: Sharing) -> Result<Arc<GuestMemory>, Error> {
+    match host_memory() {
+        Some(host) if host < size.bytes() => {
+            return Err(Error::HostSize {
+                size: size.bytes() >> 20,
+                host: host >> 20,
+            });
+        }
+        _ => {}
+    }
     let ranges = ranges(size);
     let mapped = match sharing {
         Sharing::Private => GuestMemory::from_ranges(&ranges),
@@ -112,6 +131,18 @@ pub fn register(vm: &VmFd, memory: &GuestMemory) -> Result<(), Error> {
     Ok(())
 }
 
+/// The host's RAM and swap space in bytes. Pages are had only when they are touched, so the system itself would say no later, when
+/// it can only kill.
+fn host_memory() -> Option<u64> {
+    // SAFETY: all zeros is a valid `sysinfo`, and the call writes one.
+    let (result, info) = unsafe {
+        let mut info: libc::sysinfo = std::mem::zeroed();
+        (libc::sysinfo(&raw mut info), info)
+    };
+    let units = info.totalram.checked_add(info.totalswap)?;
+    (result == 0).then(|| units.saturating_mul(info.mem_unit.into()))
+}
+
 fn memory_file(size: MemorySize) -> Result<File, Error> {
     let failed = |source| Error::File {
         size: size.bytes(),
@@ -141,6 +172,15 @@ mod tests {
                 (GuestAddress(0), 3 << 30),
                 (GuestAddress(4 << 30), 1536 << 20)
             ]
+        );
+    }
+
+    #[test]
+    fn more_than_the_host_has_is_refused() {
+        let error = map("1T".parse().unwrap(), Sharing::Private).unwrap_err();
+        assert!(
+            matches!(error, Error::HostSize { size: 1_048_576, host } if host > 0),
+            "{error}"
         );
     }
 
