@@ -14,7 +14,7 @@ pub const SECTOR: u64 = 512;
 pub struct Image {
     /// The file; it holds the lock.
     pub file: File,
-    /// Its size in sectors; never zero. A last part that is no whole sector is out of reach.
+    /// Its size in sectors; never zero.
     pub sectors: u64,
     /// Whether it must not be written to.
     pub readonly: bool,
@@ -40,8 +40,15 @@ pub enum OpenError {
     #[error("the disk {0} is neither a regular file nor a block device")]
     Kind(PathBuf),
     /// Nothing there to be a disk.
-    #[error("the disk {path} has {size} bytes, less than one sector of 512")]
-    TooSmall {
+    #[error(
+        "the disk {0} is empty: give it a size in whole sectors of 512 bytes, as with truncate --size=1G"
+    )]
+    Empty(PathBuf),
+    /// A last part that is no whole sector, which a guest could not reach (virtio 1.2, 5.2.4).
+    #[error(
+        "the disk {path} has {size} bytes, which are not whole sectors of 512: lengthen it with truncate --size=%512"
+    )]
+    Size {
         /// The disk.
         path: PathBuf,
         /// Its size.
@@ -105,8 +112,11 @@ impl Image {
         let size = file
             .seek(SeekFrom::End(0))
             .map_err(prepare("find the size of"))?;
-        if size < SECTOR {
-            return Err(OpenError::TooSmall {
+        if size == 0 {
+            return Err(OpenError::Empty(path.into()));
+        }
+        if !size.is_multiple_of(SECTOR) {
+            return Err(OpenError::Size {
                 path: path.into(),
                 size,
             });
@@ -167,12 +177,15 @@ mod tests {
 
     #[test]
     fn the_size_is_in_whole_sectors() {
-        let sectors = |size| Image::open(image(size).path(), true).unwrap().sectors;
-        assert_eq!(sectors(512), 1);
-        assert_eq!(sectors(1023), 1);
-        assert_eq!(sectors(1 << 20), 2048);
-        let error = Image::open(image(511).path(), true).unwrap_err();
-        assert!(matches!(error, OpenError::TooSmall { size: 511, .. }));
+        let open = |size| Image::open(image(size).path(), true);
+        assert_eq!(open(512).unwrap().sectors, 1);
+        assert_eq!(open(1 << 20).unwrap().sectors, 2048);
+        for size in [1, 511, 513, 1023] {
+            let error = open(size).unwrap_err().to_string();
+            assert!(error.contains(&format!("has {size} bytes")), "{error}");
+            assert!(error.contains("truncate --size=%512"), "{error}");
+        }
+        assert!(matches!(open(0).unwrap_err(), OpenError::Empty(_)));
     }
 
     #[test]
