@@ -58,14 +58,20 @@ pub struct VcpuCount(u8);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemorySize(u64);
 
-/// A disk: `path=F[,readonly]`.
+/// A disk: `path=F[,readonly][,serial=S]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
     /// A raw image or a block device.
     pub path: PathBuf,
     /// Whether the guest may not write.
     pub readonly: bool,
+    /// Its serial number; `None` for one that is made of what identifies the file.
+    pub serial: Option<DiskSerial>,
 }
+
+/// A disk's serial number: 1 to 20 printable characters of ASCII (virtio 1.2, 5.2.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSerial([u8; 20]);
 
 /// Where the serial port goes: `stdio`, `null` or `file=F`.
 #[derive(Clone, Debug, PartialEq, Eq)]

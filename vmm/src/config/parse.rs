@@ -4,7 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::{ConsoleConfig, DiskConfig, FsConfig, MemorySize, VcpuCount, VmName, VsockConfig};
+use super::{
+    ConsoleConfig, DiskConfig, DiskSerial, FsConfig, MemorySize, VcpuCount, VmName, VsockConfig,
+};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,13 +106,39 @@ impl FromStr for DiskConfig {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let mut fields = Fields::of(text, "path=FILE[,readonly]")?;
+        let mut fields = Fields::of(text, "path=FILE[,readonly][,serial=TEXT]")?;
         let disk = DiskConfig {
             path: fields.path("path")?,
             readonly: fields.flag("readonly"),
+            serial: fields.take("serial").map(str::parse).transpose()?,
         };
         fields.end()?;
         Ok(disk)
+    }
+}
+
+impl DiskSerial {
+    /// The bytes, padded with zeros.
+    pub fn bytes(self) -> [u8; 20] {
+        self.0
+    }
+}
+
+impl FromStr for DiskSerial {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let mut bytes = [0; 20];
+        let printable = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        match bytes.get_mut(..text.len()) {
+            Some(place) if printable && !text.is_empty() => place.copy_from_slice(text.as_bytes()),
+            _ => {
+                return Err(ParseError(format!(
+                    "serial={text}: a serial number has 1 to 20 printable ASCII characters"
+                )));
+            }
+        }
+        Ok(DiskSerial(bytes))
     }
 }
 
@@ -277,7 +305,8 @@ mod tests {
             disk,
             DiskConfig {
                 path: "/a".into(),
-                readonly: true
+                readonly: true,
+                serial: None,
             }
         );
         for text in [
@@ -289,6 +318,20 @@ mod tests {
             "path=/a,readonly=1",
         ] {
             assert!(text.parse::<DiskConfig>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_serial_number_is_short_and_printable() {
+        let serial = |text: &str| {
+            let disk = format!("path=/a,serial={text}").parse::<DiskConfig>()?;
+            Ok::<_, ParseError>(disk.serial.unwrap().bytes())
+        };
+        assert_eq!(serial("a b=7"), Ok(*b"a b=7\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"));
+        assert_eq!(serial("01234567890123456789"), Ok(*b"01234567890123456789"));
+        for text in ["", "012345678901234567890", "a\n", "\u{e9}", "\u{7f}"] {
+            let error = serial(text).unwrap_err().to_string();
+            assert!(error.contains("1 to 20 printable ASCII"), "{error}");
         }
     }
 

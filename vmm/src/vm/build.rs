@@ -10,13 +10,14 @@ use super::{Error, Front, Machine, Vm};
 use crate::arch::x86_64::regs::Entry;
 use crate::arch::x86_64::{acpi, cpuid, layout, regs};
 use crate::bus::Bus;
-use crate::config::VmConfig;
+use crate::config::{DiskSerial, VmConfig};
 use crate::control::EndOfLife;
 use crate::devices::console::Console;
 use crate::devices::power::{I8042, Power};
 use crate::devices::pvpanic::PvPanic;
+use crate::devices::virtio::blk::{self, Blk};
 use crate::devices::virtio::transport::pci::VirtioPci;
-use crate::devices::virtio::{self, GuestMemory, blk::Blk, fs::Fs, rng::Rng, vsock::Vsock};
+use crate::devices::virtio::{self, GuestMemory, fs::Fs, rng::Rng, vsock::Vsock};
 use crate::irq::Routes;
 use crate::memory::{self, Sharing};
 use crate::socket::Unlink;
@@ -103,7 +104,12 @@ pub(super) fn virtio_devices(
 ) -> Result<Vec<Box<dyn virtio::Device>>, Error> {
     let mut devices: Vec<Box<dyn virtio::Device>> = vec![Box::new(Rng::open()?)];
     for disk in &config.disks {
-        devices.push(Box::new(Blk::open(&disk.path, disk.readonly)?));
+        let options = blk::Options {
+            readonly: disk.readonly,
+            serial: disk.serial.map(DiskSerial::bytes),
+            queues: config.vcpus.get().into(),
+        };
+        devices.push(Box::new(Blk::open(&disk.path, options)?));
     }
     if let Some(vsock) = &config.vsock {
         devices.push(Box::new(Vsock::new(

@@ -43,8 +43,9 @@ pub struct Arguments {
     /// Memory, as 256M or 4G
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     memory: MemorySize,
-    /// A disk: a raw image or a block device (repeatable)
-    #[arg(long = "disk", value_name = "path=FILE[,readonly]")]
+    /// A disk: a raw image of whole sectors of 512 bytes, or a block device; with a serial number of its own if it is to have one
+    /// (repeatable)
+    #[arg(long = "disk", value_name = "path=FILE[,readonly][,serial=TEXT]")]
     disks: Vec<DiskConfig>,
     /// Where the serial port goes
     #[arg(long, value_name = "stdio|null|file=FILE", default_value = "stdio")]
@@ -156,7 +157,7 @@ mod tests {
             "--cpus=2",
             "--memory=1G",
             "--disk=path=a",
-            "--disk=path=b,readonly",
+            "--disk=path=b,readonly,serial=root",
             "--console=null",
             "--api-socket=s",
             "--vsock=socket=v,cid=7",
@@ -166,6 +167,7 @@ mod tests {
         assert_eq!(config.kernel.cmdline, "");
         assert_eq!(config.disks.len(), 2);
         assert!(config.disks[1].readonly);
+        assert!(config.disks[1].serial.is_some());
         assert_eq!(config.vsock.unwrap().cid, 7);
         assert_eq!(config.fs[0].tag, "t");
     }

@@ -41,6 +41,12 @@ impl<T: Send + 'static> Worker<T> {
         })
     }
 
+    /// Tells the thread to stop, and does not wait for it: for one that must be waited for, but not before others were told as well.
+    pub fn tell_to_stop(&self) {
+        // The only failure is a counter that is full, and then the thread is stopping anyway.
+        let _ = self.stop.write(1);
+    }
+
     /// Stops the thread and takes back what it returned; `None` if it panicked.
     pub fn stop(mut self) -> Option<T> {
         self.join()

@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 /// The unit of virtio-blk's sizes and places in bytes, whatever the disk's own block size is (virtio 1.2, 5.2.4).
 pub const SECTOR: u64 = 512;
 
+/// A serial number: up to 20 bytes of ASCII, padded with zeros (virtio 1.2, 5.2.6).
+pub type Serial = [u8; 20];
+
 /// A disk that this VM alone may write to.
 #[derive(Debug)]
 pub struct Image {
@@ -19,7 +22,7 @@ pub struct Image {
     /// Whether it must not be written to.
     pub readonly: bool,
     /// What distinguishes the disk from others, as its serial number.
-    pub id: [u8; 20],
+    pub id: Serial,
 }
 
 /// Why a disk cannot be had.
@@ -121,6 +124,7 @@ impl Image {
                 size,
             });
         }
+        make_blocking(&file).map_err(prepare("prepare"))?;
         Ok(Image {
             file,
             sectors: size / SECTOR,
@@ -149,9 +153,18 @@ fn lock(file: &File, readonly: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes back O_NONBLOCK, with which the file was opened: an io_uring would answer "try again" where it should wait for the disk.
+fn make_blocking(file: &File) -> io::Result<()> {
+    // SAFETY: the command takes a number only; of the flags that can be changed, none was set but O_NONBLOCK.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// A serial number that stays the same while the file does, and tells the guest nothing of the host: FNV-1a of what
 /// identifies the file.
-fn id(device: u64, inode: u64) -> [u8; 20] {
+fn id(device: u64, inode: u64) -> Serial {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     for byte in device.to_le_bytes().into_iter().chain(inode.to_le_bytes()) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);

@@ -1,61 +1,52 @@
 //! virtio-blk (virtio 1.2, 5.2): a disk on a raw image or a block device.
 //!
-//! [`image`] is the host's side, [`request`] what the driver asks, [`engine`] how it is done. One queue, one thread.
+//! [`image`] is the host's side, [`config`] what the driver is told, [`request`] what it asks, [`engine`] how that is done. A disk has a
+//! queue for each of the VM's processors, so that none waits for another, and each queue that the driver enables has a thread
+//! ([`queue_worker`]) and an engine of its own; [`disk`] is what they share.
 
+mod config;
+mod disk;
 mod engine;
 mod image;
+mod queue_worker;
 mod request;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use self::engine::{Engine, Failure};
+use self::disk::Disk;
+use self::engine::Engine;
 use self::image::Image;
-pub use self::image::OpenError;
-use self::request::{Request, Status};
-use super::queue::{self, Chain};
+pub use self::image::{OpenError, Serial};
+use self::queue_worker::QueueWorker;
+use self::request::Allowed;
 use super::worker::Worker;
-use super::{
-    Active, Device, F_RING_EVENT_IDX, F_RING_INDIRECT_DESC, GuestMemory, Kind, StartError,
-};
-
-/// VIRTIO_BLK_F_SEG_MAX: the driver is told how many buffers a request may have. Without it Linux uses one.
-const F_SEG_MAX: u64 = 1 << 2;
-/// VIRTIO_BLK_F_RO: the disk cannot be written to.
-const F_RO: u64 = 1 << 5;
-/// VIRTIO_BLK_F_BLK_SIZE: the driver is told the block size.
-const F_BLK_SIZE: u64 = 1 << 6;
-/// VIRTIO_BLK_F_FLUSH: the driver says when what it wrote must be durable.
-const F_FLUSH: u64 = 1 << 9;
-
-/// The queue's size.
-const QUEUE_SIZE: u16 = 256;
-/// As many buffers as a request may have: all but the header and the status.
-const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// The block size that the driver is told.
-const BLK_SIZE: u32 = 512;
+use super::{Active, Device, Kind, StartError};
 
 /// The device.
 #[derive(Debug)]
 pub struct Blk {
-    image: Arc<Image>,
-    config: [u8; 24],
-    counters: Arc<Counters>,
-    worker: Option<Worker<()>>,
+    disk: Arc<Disk>,
+    features: u64,
+    config: Vec<u8>,
+    queue_sizes: Vec<u16>,
+    /// How requests are done; decided when the device first starts.
+    engine: Option<engine::Kind>,
+    workers: Vec<Worker<()>>,
 }
 
-/// What it has done.
-#[derive(Debug, Default)]
-struct Counters {
-    reads: AtomicU64,
-    read_bytes: AtomicU64,
-    writes: AtomicU64,
-    written_bytes: AtomicU64,
-    flushes: AtomicU64,
-    errors: AtomicU64,
+/// What a disk is like.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Whether it is only read.
+    pub readonly: bool,
+    /// Its serial number, padded with zeros; `None` for one that is made of what identifies the file.
+    pub serial: Option<Serial>,
+    /// How many queues it has: at least one, and no more than 16 whatever is asked for.
+    pub queues: u16,
 }
 
 impl Blk {
@@ -63,33 +54,51 @@ impl Blk {
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn open(path: &Path, readonly: bool) -> Result<Self, OpenError> {
-        let image = Image::open(path, readonly)?;
-        Ok(Blk {
-            config: config(image.sectors),
-            image: Arc::new(image),
-            counters: Arc::default(),
-            worker: None,
-        })
+    pub fn open(path: &Path, options: Options) -> Result<Self, OpenError> {
+        let mut image = Image::open(path, options.readonly)?;
+        if let Some(serial) = options.serial {
+            image.id = serial;
+        }
+        Ok(Blk::new(image, options.queues))
     }
-}
 
-/// struct virtio_blk_config up to blk_size (virtio 1.2, 5.2.4).
-fn config(sectors: u64) -> [u8; 24] {
-    let mut config = [0; 24];
-    let size_max = [0; 4];
-    let geometry = [0; 4];
-    let fields = sectors
-        .to_le_bytes()
-        .into_iter()
-        .chain(size_max)
-        .chain(SEG_MAX.to_le_bytes())
-        .chain(geometry)
-        .chain(BLK_SIZE.to_le_bytes());
-    for (place, byte) in config.iter_mut().zip(fields) {
-        *place = byte;
+    fn new(image: Image, queues: u16) -> Self {
+        let queues = queues.clamp(1, config::QUEUES_MAX);
+        Blk {
+            features: config::features(&image, queues),
+            config: config::space(&image, queues),
+            queue_sizes: vec![config::QUEUE_SIZE; queues.into()],
+            disk: Arc::new(Disk::new(image)),
+            engine: None,
+            workers: Vec::new(),
+        }
     }
-    config
+
+    /// An engine for each of the queues of these sizes, all of one kind. Whether there is an io_uring is found out once, by making the
+    /// first ones, and said once if there is none.
+    fn engines(&mut self, sizes: &[u16]) -> io::Result<Vec<Engine>> {
+        let file = &self.disk.image.file;
+        let engines = |kind| {
+            let engine = |size: &u16| Engine::new(kind, file, *size);
+            sizes.iter().map(engine).collect::<io::Result<Vec<_>>>()
+        };
+        if let Some(kind) = self.engine {
+            return engines(kind);
+        }
+        match engines(engine::Kind::Ring) {
+            Ok(rings) => {
+                self.engine = Some(engine::Kind::Ring);
+                Ok(rings)
+            }
+            Err(error) => {
+                log::warn!(
+                    "virtio-blk: there is no io_uring here, so each queue does one request at a time: {error}"
+                );
+                self.engine = Some(engine::Kind::Calls);
+                engines(engine::Kind::Calls)
+            }
+        }
+    }
 }
 
 impl Device for Blk {
@@ -98,12 +107,11 @@ impl Device for Blk {
     }
 
     fn features(&self) -> u64 {
-        let readonly = if self.image.readonly { F_RO } else { 0 };
-        F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_RING_INDIRECT_DESC | F_RING_EVENT_IDX | readonly
+        self.features
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn config(&self) -> &[u8] {
@@ -112,111 +120,50 @@ impl Device for Blk {
 
     fn start(&mut self, mut active: Active) -> Result<(), StartError> {
         self.stop();
-        let write_through = active.features & F_FLUSH == 0;
-        let queue = active.take_queue(0)?;
-        let mut disk = Disk {
-            image: self.image.clone(),
-            engine: Engine::new(self.image.clone(), write_through),
-            counters: self.counters.clone(),
-            complained: false,
+        // The first queue is there with and without VIRTIO_BLK_F_MQ (5.2.2).
+        let mut queues = vec![(0, active.take_queue(0)?)];
+        let others = active.queues.into_iter().enumerate();
+        queues.extend(others.filter_map(|(index, queue)| Some((index, queue?))));
+        let sizes: Vec<_> = queues.iter().map(|(_, queue)| queue.queue.size()).collect();
+        let engines = self.engines(&sizes).map_err(|source| StartError::System {
+            what: "prepare the disk's requests",
+            source,
+        })?;
+        let took = |feature| active.features & feature != 0;
+        let allowed = Allowed {
+            discard: took(config::F_DISCARD),
+            write_zeroes: took(config::F_WRITE_ZEROES),
         };
-        self.worker = Some(Worker::spawn("virtio-blk", move |events| {
-            let memory = &active.memory;
-            queue.work(memory, events, &active.fault, |chain| {
-                disk.serve(memory, chain)
-            });
-        })?);
+        let write_through = !took(config::F_FLUSH);
+        for ((index, queue), engine) in queues.into_iter().zip(engines) {
+            let worker = QueueWorker {
+                disk: self.disk.clone(),
+                memory: active.memory.clone(),
+                queue,
+                engine,
+                fault: active.fault.clone(),
+                allowed,
+                write_through,
+            };
+            let name = format!("virtio-blk-{index}");
+            match Worker::spawn(&name, move |events| worker.run(events)) {
+                Ok(worker) => self.workers.push(worker),
+                Err(error) => {
+                    self.stop();
+                    return Err(error);
+                }
+            }
+        }
         Ok(())
     }
 
     fn stop(&mut self) {
-        self.worker = None;
+        // All at once, for each waits for what it has in flight.
+        self.workers.iter().for_each(Worker::tell_to_stop);
+        self.workers.clear();
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        let counters = &self.counters;
-        [
-            ("reads", &counters.reads),
-            ("read_bytes", &counters.read_bytes),
-            ("writes", &counters.writes),
-            ("written_bytes", &counters.written_bytes),
-            ("flushes", &counters.flushes),
-            ("errors", &counters.errors),
-        ]
-        .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
-        .into()
-    }
-}
-
-/// What the worker has.
-struct Disk {
-    image: Arc<Image>,
-    engine: Engine,
-    counters: Arc<Counters>,
-    complained: bool,
-}
-
-impl Disk {
-    /// Does what one chain asks, and says how many bytes were written to it.
-    fn serve(&mut self, memory: &GuestMemory, chain: &Chain) -> Result<u32, queue::Error> {
-        let (status, written) = match Request::parse(chain, memory, &self.image)? {
-            Err(status) => (status, 0),
-            Ok(request) => match self.engine.run(memory, chain, request) {
-                Ok(written) => {
-                    self.counters.count(request);
-                    (Status::Ok, written)
-                }
-                Err(Failure::Queue(error)) => return Err(error),
-                Err(Failure::Disk(error)) => {
-                    // Once, so that a guest cannot fill the log; the counter says how often.
-                    if !std::mem::replace(&mut self.complained, true) {
-                        log::warn!("virtio-blk: {request:?} failed: {error}");
-                    }
-                    (Status::IoError, 0)
-                }
-            },
-        };
-        if status != Status::Ok {
-            self.counters.errors.fetch_add(1, Ordering::Relaxed);
-        }
-        finish(chain, memory, status, written)
-    }
-}
-
-/// Writes the status, which is the last byte, and says how many bytes were written without a gap from the first one on
-/// (virtio 1.2, 2.7.8.2).
-fn finish(
-    chain: &Chain,
-    memory: &GuestMemory,
-    status: Status,
-    written: u32,
-) -> Result<u32, queue::Error> {
-    // There is a byte, or the chain would not have been a request.
-    let last = chain.writable_len().saturating_sub(1);
-    chain.write_at(memory, last, &[status as u8])?;
-    Ok(if written as usize == last {
-        written + 1
-    } else {
-        written
-    })
-}
-
-impl Counters {
-    fn count(&self, request: Request) {
-        let add = |counter: &AtomicU64, count| counter.fetch_add(count, Ordering::Relaxed);
-        match request {
-            Request::Read { len, .. } => {
-                add(&self.reads, 1);
-                add(&self.read_bytes, len as u64);
-            }
-            Request::Write { len, .. } => {
-                add(&self.writes, 1);
-                add(&self.written_bytes, len as u64);
-            }
-            Request::Flush => {
-                add(&self.flushes, 1);
-            }
-            Request::Id { .. } => {}
-        }
+        self.disk.counters()
     }
 }

@@ -1,0 +1,163 @@
+//! The thread of one queue: takes what the driver makes available, hands it to the engine in one batch, and gives back what has ended,
+//! in whatever order that is.
+//!
+//! It waits for three things only: a kick, the engine, and the end. A slow disk keeps it from none of them. What is in flight is bounded
+//! by the queue: a head that was not given back cannot be taken again.
+//!
+//! At the end the engine is drained before anything is let go of. After a reset nobody looks at the answers any more; after a fault the
+//! driver still gets them, and then hears of the fault. The other queues of a disk with a fault go on until the driver resets it.
+
+use std::io;
+use std::sync::Arc;
+
+use vmm_sys_util::epoll::EventSet;
+
+use super::disk::Disk;
+use super::engine::{Engine, Job};
+use super::request::{Allowed, Request};
+use crate::devices::virtio::worker::{Events, Wake};
+use crate::devices::virtio::{ActiveQueue, Fault, GuestMemory, queue};
+
+const KICK: u64 = 0;
+const ENGINE: u64 = 1;
+
+/// What the thread works with.
+pub struct QueueWorker {
+    /// The disk.
+    pub disk: Arc<Disk>,
+    /// The guest's RAM.
+    pub memory: Arc<GuestMemory>,
+    /// The queue.
+    pub queue: ActiveQueue,
+    /// What does its requests.
+    pub engine: Engine,
+    /// For what the guest gets wrong.
+    pub fault: Fault,
+    /// What the driver may ask.
+    pub allowed: Allowed,
+    /// Whether every write must be durable when it is said to be done, because the driver will never ask for a flush
+    /// (virtio 1.2, 5.2.6.2).
+    pub write_through: bool,
+}
+
+/// What ends a worker before its time.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("the request queue is broken")]
+    Queue(#[from] queue::Error),
+    #[error("cannot {what}")]
+    System {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl QueueWorker {
+    /// The life of the thread.
+    pub fn run(mut self, events: &mut Events) {
+        let ended = self.work(events);
+        let mut done = Vec::new();
+        if let Err(error) = self.engine.drain(&mut done) {
+            log::error!("virtio-blk: requests in flight cannot be waited for: {error}");
+        }
+        if let Err(broken) = ended {
+            // A used ring that is broken itself has been told already.
+            let _ = self.give_back(&mut done);
+            self.fault.raise(&broken);
+        }
+    }
+
+    /// Works until it is told to stop.
+    fn work(&mut self, events: &mut Events) -> Result<(), Broken> {
+        let system = |what| move |source| Broken::System { what, source };
+        events
+            .add(&self.queue.kick, EventSet::IN, KICK)
+            .map_err(system("wait for kicks"))?;
+        if let Some(event) = self.engine.event() {
+            events
+                .add(event, EventSet::IN, ENGINE)
+                .map_err(system("wait for the disk"))?;
+        }
+        let mut done = Vec::new();
+        // Buffers that were made available before the device started may have been announced to nobody.
+        let mut more = true;
+        loop {
+            if more {
+                more = self.take()?;
+            }
+            let turned = self.engine.turn(&mut done);
+            self.give_back(&mut done)?;
+            turned.map_err(system("hand requests to the disk"))?;
+            for wake in events.wait(if more { 0 } else { -1 }) {
+                match wake {
+                    Wake::Stop => return Ok(()),
+                    Wake::Ready(KICK, _) => {
+                        // It is non-blocking, and has nothing to say but that it happened.
+                        let _ = self.queue.kick.read();
+                        more = true;
+                    }
+                    Wake::Ready(..) => {
+                        // As above; the next turn takes what has come.
+                        let _ = self.engine.event().map(|event| event.read());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the chains that are available, at most a queue's length of them, and pushes them to the engine. `true`: there is more,
+    /// which no kick will announce.
+    fn take(&mut self) -> Result<bool, queue::Error> {
+        let memory = &self.memory;
+        let queue = &mut self.queue.queue;
+        queue.disable_kicks(memory)?;
+        let mut refused = false;
+        let mut more = true;
+        for _ in 0..queue.size() {
+            let Some(chain) = queue.pop(memory)? else {
+                if queue.enable_kicks(memory)? {
+                    continue;
+                }
+                more = false;
+                break;
+            };
+            match Request::parse(&chain, memory, &self.disk.image, self.allowed)? {
+                Ok(request) => {
+                    let job = Job::new(chain, request, memory, self.write_through)?;
+                    self.engine.push(job);
+                }
+                Err(status) => {
+                    let written = self.disk.answer(memory, &chain, status, 0)?;
+                    queue.complete(memory, chain.head(), written)?;
+                    refused = true;
+                }
+            }
+        }
+        if refused {
+            self.interrupt()?;
+        }
+        Ok(more)
+    }
+
+    /// Answers jobs that have ended, and gives their chains back to the driver.
+    fn give_back(&mut self, done: &mut Vec<Job>) -> Result<(), queue::Error> {
+        if done.is_empty() {
+            return Ok(());
+        }
+        for job in done.drain(..) {
+            let written = self.disk.finish(&self.memory, &job)?;
+            let head = job.chain().head();
+            self.queue.queue.complete(&self.memory, head, written)?;
+        }
+        self.interrupt()
+    }
+
+    /// Interrupts the driver for what was given back, if it wants to be.
+    fn interrupt(&mut self) -> Result<(), queue::Error> {
+        if self.queue.queue.needs_interrupt(&self.memory)? {
+            self.queue.interrupt.trigger();
+        }
+        Ok(())
+    }
+}
