@@ -1,7 +1,7 @@
 //! Puts a guest's initramfs together: the agent as `/init`, and the kernel modules that it loads.
 //!
 //! The modules lie in [`MODULES`], each behind its number in the load order, so that the agent need know no more than to load
-//! what is there, by name.
+//! what is there, by name. A kernel that has everything built in needs none, and the directory is left out.
 
 use std::fs;
 use std::io::{self, Write};
@@ -49,13 +49,13 @@ pub enum Error {
     Write(#[source] io::Error),
 }
 
-/// Writes an initramfs with the agent's binary `agent` and the modules of `modules` (`lib/modules/<version>`) to `out`.
+/// Writes an initramfs with the agent's binary `agent` and the modules of `modules` (`lib/modules/<version>`), if any, to `out`.
 ///
 /// # Errors
 /// When the agent is no static executable, a module is missing, or reading or writing fails.
 pub fn build(
     agent: &Path,
-    modules: &Path,
+    modules: Option<&Path>,
     signatures: Signatures,
     out: impl Write,
 ) -> Result<(), Error> {
@@ -64,16 +64,21 @@ pub fn build(
         path: agent.to_owned(),
         why,
     })?;
-    let modules = modules::resolve(modules, &modules::GUEST)?;
+    let modules = modules
+        .map(|directory| modules::resolve(directory, &modules::GUEST))
+        .transpose()?;
 
     let mut cpio = Writer::new(out);
-    for directory in ["dev", "proc", "sys", MODULES] {
+    for directory in ["dev", "proc", "sys"] {
         cpio.directory(directory, 0o755).map_err(Error::Write)?;
+    }
+    if modules.is_some() {
+        cpio.directory(MODULES, 0o755).map_err(Error::Write)?;
     }
     // The kernel opens it as the agent's stdin, stdout and stderr, before anything is mounted.
     cpio.character_device("dev/console", 0o600, (5, 1))
         .map_err(Error::Write)?;
-    for (number, module) in modules.iter().enumerate() {
+    for (number, module) in modules.iter().flatten().enumerate() {
         let name = format!("{MODULES}/{number:02}-{}.ko", module.name);
         let content = read(&module.path)?;
         let content = match signatures {
@@ -154,7 +159,7 @@ mod tests {
         let agent = dir.path().join("agent");
         fs::write(&agent, elf(1)).unwrap();
         let mut out = Vec::new();
-        build(&agent, dir.path(), Signatures::Drop, &mut out).unwrap();
+        build(&agent, Some(dir.path()), Signatures::Drop, &mut out).unwrap();
         let text = String::from_utf8_lossy(&out);
         let places: Vec<_> = [
             "dev/console\0",
@@ -166,8 +171,20 @@ mod tests {
         .into();
         assert!(places.is_sorted(), "{places:?}");
         let mut again = Vec::new();
-        build(&agent, dir.path(), Signatures::Drop, &mut again).unwrap();
+        build(&agent, Some(dir.path()), Signatures::Drop, &mut again).unwrap();
         assert_eq!(out, again);
+    }
+
+    #[test]
+    fn holds_no_modules_for_a_kernel_that_has_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let agent = dir.path().join("agent");
+        fs::write(&agent, elf(1)).unwrap();
+        let mut out = Vec::new();
+        build(&agent, None, Signatures::Drop, &mut out).unwrap();
+        let text = String::from_utf8_lossy(&out);
+        assert!(text.contains("init\0"));
+        assert!(!text.contains(MODULES));
     }
 
     #[test]
@@ -181,7 +198,7 @@ mod tests {
             (elf(1)[..40].to_vec(), "truncated"),
         ] {
             fs::write(&agent, content).unwrap();
-            match build(&agent, dir.path(), Signatures::Keep, Vec::new()) {
+            match build(&agent, Some(dir.path()), Signatures::Keep, Vec::new()) {
                 Err(error) => assert!(error.to_string().contains(why), "{error}"),
                 Ok(()) => assert!(why.is_empty()),
             }
@@ -194,7 +211,7 @@ mod tests {
         fs::remove_file(dir.path().join("virtiofs.ko")).unwrap();
         let agent = dir.path().join("agent");
         fs::write(&agent, elf(1)).unwrap();
-        let error = build(&agent, dir.path(), Signatures::Keep, Vec::new())
+        let error = build(&agent, Some(dir.path()), Signatures::Keep, Vec::new())
             .unwrap_err()
             .to_string();
         assert!(error.contains("virtiofs.ko"), "{error}");

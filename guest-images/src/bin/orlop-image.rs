@@ -34,9 +34,9 @@ enum Command {
         /// The agent, linked statically
         #[arg(long, value_name = "FILE")]
         agent: PathBuf,
-        /// The kernel's modules, for example /lib/modules/6.1.0-56-cloud-amd64
+        /// The kernel's modules, for example /lib/modules/6.1.0-56-cloud-amd64; left out for a kernel that has all built in
         #[arg(long, value_name = "DIR")]
-        modules: PathBuf,
+        modules: Option<PathBuf>,
         /// Keep the modules' signatures, for a kernel that insists on them (guests start more slowly)
         #[arg(long)]
         keep_signatures: bool,
@@ -84,7 +84,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             } else {
                 Signatures::Drop
             };
-            initramfs::build(&agent, &modules, signatures, out).map_err(Into::into)
+            initramfs::build(&agent, modules.as_deref(), signatures, out).map_err(Into::into)
         }),
     }
 }

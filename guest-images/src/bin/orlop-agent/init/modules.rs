@@ -2,6 +2,8 @@
 //! it does.
 //!
 //! Loading a module takes as long as a good part of the agent's start, so a driver is loaded only for a device that is there.
+//!
+//! A kernel that has everything built in comes with an initramfs without modules, or cannot load the ones that are there; both are well.
 
 use std::ffi::CStr;
 use std::fs::{self, File};
@@ -80,8 +82,12 @@ pub fn load() -> anyhow::Result<Later> {
         let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
         if now {
             log::debug!("loading {}", path.display());
-            load_one(&file)
+            let loaded = load_one(&file)
                 .with_context(|| format!("cannot load kernel module {}", path.display()))?;
+            if loaded == Loaded::NotByThisKernel {
+                log::info!("the kernel has all built in");
+                return Ok(Later::default());
+            }
         } else {
             later.0.push((path, file));
         }
@@ -111,7 +117,16 @@ fn parse_kind(text: &str) -> Option<u32> {
     u32::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok()
 }
 
-fn load_one(module: &File) -> anyhow::Result<()> {
+/// What became of a module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loaded {
+    /// It is there.
+    Yes,
+    /// The kernel was built without modules.
+    NotByThisKernel,
+}
+
+fn load_one(module: &File) -> anyhow::Result<Loaded> {
     const NO_PARAMETERS: &CStr = c"";
     // SAFETY: the descriptor is open, the string ends with a zero byte, and both live through the call.
     let result = unsafe {
@@ -122,8 +137,13 @@ fn load_one(module: &File) -> anyhow::Result<()> {
             0,
         )
     };
-    match Errno::result(result) {
-        Ok(_) | Err(Errno::EEXIST) => Ok(()),
+    outcome(Errno::result(result))
+}
+
+fn outcome(result: nix::Result<libc::c_long>) -> anyhow::Result<Loaded> {
+    match result {
+        Ok(_) | Err(Errno::EEXIST) => Ok(Loaded::Yes),
+        Err(Errno::ENOSYS) => Ok(Loaded::NotByThisKernel),
         Err(Errno::ENOEXEC) => bail!("it is not for this kernel"),
         Err(errno) => bail!("{}", errno.desc()),
     }
@@ -145,6 +165,19 @@ mod tests {
             when(module_name(Path::new("/modules/12-overlay.ko"))),
             When::Later
         );
+    }
+
+    #[test]
+    fn a_kernel_without_modules_is_no_error() {
+        assert_eq!(outcome(Ok(0)).unwrap(), Loaded::Yes);
+        assert_eq!(outcome(Err(Errno::EEXIST)).unwrap(), Loaded::Yes);
+        assert_eq!(
+            outcome(Err(Errno::ENOSYS)).unwrap(),
+            Loaded::NotByThisKernel
+        );
+        for errno in [Errno::ENOEXEC, Errno::EPERM, Errno::ENOENT] {
+            assert!(outcome(Err(errno)).is_err());
+        }
     }
 
     #[test]
