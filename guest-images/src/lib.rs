@@ -3,6 +3,7 @@
 //! - [`bzimage`] takes the `vmlinux` out of the `vmlinuz` that a distribution packages, so that a VMM can enter it by PVH;
 //! - [`modules`] finds out which kernel modules a guest needs, and in which order they load;
 //! - [`signature`] takes the signatures off them, whose check would be a good part of a guest's start;
+//! - [`kernel`] builds a kernel of our own, which needs no modules, from Linux' sources;
 //! - [`cpio`] writes the archive format that the kernel unpacks at boot;
 //! - [`initramfs`] puts the agent and the modules together.
 //!
@@ -12,5 +13,6 @@ pub mod bzimage;
 pub mod cpio;
 mod elf;
 pub mod initramfs;
+pub mod kernel;
 pub mod modules;
 pub mod signature;

@@ -1,7 +1,8 @@
-//! Makes the files that a guest boots from: `orlop-image vmlinux` and `orlop-image initramfs`.
+//! Makes the files that a guest boots from: `orlop-image vmlinux`, `orlop-image kernel` and `orlop-image initramfs`.
 
 use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::{self, BufWriter, Write as _};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,6 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use orlop_guest_images::bzimage;
 use orlop_guest_images::initramfs::{self, Signatures};
+use orlop_guest_images::kernel::{self, Build};
 
 /// Makes the files that an Orlop guest boots from.
 #[derive(Parser)]
@@ -28,6 +30,24 @@ enum Command {
         /// Where the kernel is written to
         #[arg(long, value_name = "FILE")]
         output: PathBuf,
+    },
+    /// Build a kernel of our own from Linux' sources: vmlinux, bzImage, and its configuration
+    Kernel {
+        /// The source tree, which is not written to
+        #[arg(long, value_name = "DIR")]
+        source: PathBuf,
+        /// The configuration, in place of the one that is built in: options for `make allnoconfig`, all of which must come true
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Where the kernel goes; while it is built, a few hundred MiB of objects as well
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+        /// Where the output of the build's programs goes [default: build.log in the output directory]
+        #[arg(long, value_name = "FILE")]
+        log: Option<PathBuf>,
+        /// How many programs run at a time [default: one for each processor]
+        #[arg(long, value_name = "N")]
+        jobs: Option<NonZero<usize>>,
     },
     /// Put the agent and the kernel modules that a guest needs together
     Initramfs {
@@ -71,6 +91,33 @@ fn run(command: Command) -> anyhow::Result<()> {
             let kernel = bzimage::vmlinux(&image)
                 .map_err(|error| anyhow::anyhow!("{} {error}", bzimage.display()))?;
             write_whole(&output, |file| fs::write(file, &kernel).map_err(Into::into))
+        }
+        Command::Kernel {
+            source,
+            config,
+            output,
+            log,
+            jobs,
+        } => {
+            let fragment = match config {
+                Some(path) => fs::read_to_string(&path)
+                    .with_context(|| format!("cannot read {}", path.display()))?,
+                None => kernel::FRAGMENT.to_owned(),
+            };
+            fs::create_dir_all(&output)
+                .with_context(|| format!("cannot make {}", output.display()))?;
+            let build = Build {
+                source: &source,
+                fragment: &fragment,
+                log: &log.unwrap_or_else(|| output.join("build.log")),
+                output: &output,
+                jobs: jobs
+                    .or_else(|| std::thread::available_parallelism().ok())
+                    .map_or(1, NonZero::get),
+            };
+            // A caller that has gone ends the build.
+            build.run(|report| writeln!(io::stdout(), "{report}"))?;
+            Ok(())
         }
         Command::Initramfs {
             agent,
