@@ -26,7 +26,15 @@ impl Cache {
             )
             .join(".cache/orlop"),
         };
-        std::fs::create_dir_all(&root)
+        Self::at(&root)
+    }
+
+    /// Takes `root` for the cache directory, and makes it if need be.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn at(root: &Path) -> Result<Self> {
+        std::fs::create_dir_all(root)
             .with_context(|| format!("cannot make the cache directory {}", root.display()))?;
         let root = root.canonicalize()?;
         Ok(Self { root })
@@ -66,6 +74,24 @@ impl Cache {
     #[must_use]
     pub fn guest_vmlinuz(&self) -> PathBuf {
         self.root.join("guest/vmlinuz")
+    }
+
+    /// The directory of the guests' kernel of our own.
+    #[must_use]
+    pub fn own_kernel(&self) -> PathBuf {
+        self.root.join("guest/own")
+    }
+
+    /// The guests' kernel of our own as an ELF file.
+    #[must_use]
+    pub fn own_vmlinux(&self) -> PathBuf {
+        self.own_kernel().join("vmlinux")
+    }
+
+    /// The guests' kernel of our own as a `bzImage`.
+    #[must_use]
+    pub fn own_bzimage(&self) -> PathBuf {
+        self.own_kernel().join("bzImage")
     }
 
     /// The guests' initramfs with the agent in it.

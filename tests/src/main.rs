@@ -20,6 +20,8 @@ struct Arguments {
 enum What {
     /// Install and build everything that the other commands need
     Setup,
+    /// Build the guest's kernel of our own
+    Kernel,
     /// Run a command where KVM is: here if this machine has it, else in the virtual host
     Host(HostArguments),
     /// Show a pod in a KVM guest, from nothing
@@ -79,6 +81,7 @@ struct HostArguments {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().what {
         What::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
+        What::Kernel => setup::own_kernel::build().map(|_| ExitCode::SUCCESS),
         What::Host(arguments) => run_on_host(arguments),
         What::Demo => demo::run(),
         What::Demonstrate => demo::demonstrate(),

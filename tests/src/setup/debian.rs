@@ -40,6 +40,19 @@ pub const VIRTIOFSD_BUILD: &[Package] = &[
 /// What tests compare Orlop's own work with.
 pub const REFERENCES: &[Package] = &[("/usr/bin/cpio", "cpio")];
 
+/// What building a kernel takes.
+pub const KERNEL_BUILD: &[Package] = &[
+    ("/usr/bin/bc", "bc"),
+    ("/usr/bin/bison", "bison"),
+    ("/usr/bin/flex", "flex"),
+    ("/usr/bin/gcc", "gcc"),
+    ("/usr/bin/lz4", "lz4"),
+    ("/usr/bin/make", "make"),
+    ("/usr/bin/perl", "perl"),
+    ("/usr/bin/xz", "xz-utils"),
+    ("/usr/include/libelf.h", "libelf-dev"),
+];
+
 /// Installs those of `packages` that are missing.
 ///
 /// # Errors
@@ -84,17 +97,10 @@ pub fn kernel(meta: &str, root: &Path) -> Result<Kernel> {
         }
     };
     place(root, |work| {
-        step(format!("fetching {package}"));
-        if download(&package, work).is_err() {
-            // The lists are older than what the archive now holds.
-            update()?;
-            download(&package, work)
-                .with_context(|| format!("cannot fetch the Debian package {package}"))?;
-        }
+        let archive = fetch(&package, work)?;
         step(format!("unpacking {package}"));
-        let archive = only_file(work)?;
         let unpacked = work.join("root");
-        run(Command::new("dpkg").arg("-x").args([&archive, &unpacked]))?;
+        unpack(&archive, &unpacked)?;
         let version = package.trim_start_matches("linux-image-");
         run(Command::new("depmod")
             .arg("-b")
@@ -124,6 +130,73 @@ pub(super) fn place(root: &Path, make: impl FnOnce(&Path) -> Result<PathBuf>) ->
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
         result => Ok(result?),
     }
+}
+
+/// The version of `package` that would be fetched now.
+///
+/// # Errors
+/// When the package lists do not know it.
+pub fn version(package: &str) -> Result<String> {
+    if let Some(version) = listed_version(package)? {
+        return Ok(version);
+    }
+    update()?;
+    listed_version(package)?.with_context(|| {
+        format!("Debian's package lists do not know {package}; this needs Debian 12")
+    })
+}
+
+fn listed_version(package: &str) -> Result<Option<String>> {
+    let output = Command::new("apt-cache")
+        .args(["show", "--no-all-versions", package])
+        .output()
+        .context("cannot run apt-cache; this needs Debian 12")?;
+    Ok(field(&String::from_utf8_lossy(&output.stdout), "Version"))
+}
+
+/// The version of the package in the file `archive`.
+///
+/// # Errors
+/// When the file is no package.
+pub fn archive_version(archive: &Path) -> Result<String> {
+    let output = Command::new("dpkg-deb")
+        .arg("--info")
+        .args([archive.as_os_str(), OsStr::new("control")])
+        .output()
+        .context("cannot run dpkg-deb; this needs Debian 12")?;
+    field(&String::from_utf8_lossy(&output.stdout), "Version")
+        .with_context(|| format!("{} is not a Debian package", archive.display()))
+}
+
+/// A field of a package's description.
+fn field(description: &str, name: &str) -> Option<String> {
+    description
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map(|value| value.trim().to_owned())
+}
+
+/// Fetches `package` into the empty directory `to`, and returns its file.
+///
+/// # Errors
+/// When it cannot be fetched.
+pub fn fetch(package: &str, to: &Path) -> Result<PathBuf> {
+    step(format!("fetching {package}"));
+    if download(package, to).is_err() {
+        // The lists are older than what the archive now holds.
+        update()?;
+        download(package, to)
+            .with_context(|| format!("cannot fetch the Debian package {package}"))?;
+    }
+    only_file(to)
+}
+
+/// Unpacks the package in the file `archive` to the directory `to`.
+///
+/// # Errors
+/// When it is damaged, or the disk is full.
+pub fn unpack(archive: &Path, to: &Path) -> Result<()> {
+    run(Command::new("dpkg").arg("-x").args([archive, to]))
 }
 
 /// The package with the kernel that a meta package depends on.
@@ -173,7 +246,10 @@ pub(super) fn apt_get() -> Command {
 }
 
 /// Runs a command whose output is of interest only when it fails.
-pub(super) fn run(command: &mut Command) -> Result<()> {
+///
+/// # Errors
+/// When it does, with what it said.
+pub fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().display().to_string();
     let output = command
         .stdin(Stdio::null())
@@ -184,4 +260,17 @@ pub(super) fn run(command: &mut Command) -> Result<()> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     bail!("{name} failed ({}): {}", output.status, said.trim());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_a_field() {
+        let text = "Package: linux-source-6.12\nVersion: 6.12.117-1~deb12u1\nDescription: a\n Version: of something\n";
+        assert_eq!(field(text, "Version").unwrap(), "6.12.117-1~deb12u1");
+        assert_eq!(field(text, "Vers"), None);
+        assert_eq!(field("", "Version"), None);
+    }
 }

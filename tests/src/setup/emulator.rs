@@ -70,9 +70,7 @@ fn fetch(root: &Path) -> Result<Emulator> {
         run(&mut command)?;
         let unpacked = work.join("root");
         for package in fs::read_dir(debs)? {
-            run(Command::new("dpkg")
-                .arg("-x")
-                .args([&package?.path(), &unpacked]))?;
+            debian::unpack(&package?.path(), &unpacked)?;
         }
         let emulator = Emulator::unpacked(&unpacked).context("the packages hold no QEMU")?;
         if emulator.release()? < SOUND {

@@ -3,12 +3,14 @@
 //! - [`debian`]: packages, installed or only unpacked;
 //! - [`emulator`]: a QEMU that is new enough;
 //! - [`build`]: the workspace's programs, the static agent, virtiofsd;
-//! - [`guest`]: the guest's kernel and initramfs.
+//! - [`guest`]: the guest's kernel and initramfs;
+//! - [`own_kernel`]: the guest's kernel of our own.
 
 pub mod build;
 pub mod debian;
 pub mod emulator;
 pub mod guest;
+pub mod own_kernel;
 
 use anyhow::Result;
 
