@@ -23,6 +23,9 @@ const SKIPPED: &str = "skipped: ";
 /// A story program's limit in a virtual host: several times what it takes on two slow processors.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 
+/// A virtual host's memory in MiB: room for a guest whose memory goes around the 32-bit hole. Only what is used of it is had.
+const MEMORY_MIB: u32 = 6144;
+
 /// How often a story program is begun when its machine fails.
 const ATTEMPTS: u32 = 3;
 
@@ -114,7 +117,8 @@ fn tell_where_kvm_is(program: &Path, only: &[String]) -> Result<(Count, bool)> {
     let this = env::current_exe()?;
     for attempt in 1.. {
         let mut command = Command::new(&this);
-        command.args(["host", "--timeout", &LIMIT.as_secs().to_string(), "--"]);
+        command.args(["host", "--timeout", &LIMIT.as_secs().to_string()]);
+        command.args(["--memory", &MEMORY_MIB.to_string(), "--"]);
         command
             .arg(&this)
             .args(["stories", "--program"])

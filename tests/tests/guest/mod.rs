@@ -45,6 +45,17 @@ pub enum Kernel {
     Vmlinux,
     /// That image, with its note of a PVH entry point gone.
     WithoutPvh,
+    /// The ELF image of a kernel of our own, which has its drivers built in.
+    Own,
+    /// That kernel as a `bzImage`.
+    OwnBzImage,
+}
+
+impl Kernel {
+    /// Whether it is the one that the testbed builds.
+    pub fn is_own(self) -> bool {
+        matches!(self, Kernel::Own | Kernel::OwnBzImage)
+    }
 }
 
 /// A guest that runs a script.
@@ -63,6 +74,8 @@ impl Guest {
         let kernel = match kernel {
             Kernel::BzImage => cache.guest_vmlinuz(),
             Kernel::Vmlinux => cache.guest_vmlinux(),
+            Kernel::Own => cache.own_vmlinux(),
+            Kernel::OwnBzImage => cache.own_bzimage(),
             Kernel::WithoutPvh => {
                 let path = directory.path().join("vmlinux");
                 fs::write(
@@ -93,7 +106,10 @@ impl Guest {
         }
         command.arg("--kernel").arg(&self.kernel);
         command.arg("--initramfs").arg(self.path("initramfs"));
-        command.args(["--memory", "256M", "--cmdline", COMMAND_LINE]);
+        if !arguments.contains(&"--memory") {
+            command.args(["--memory", "256M"]);
+        }
+        command.args(["--cmdline", COMMAND_LINE]);
         command.args(arguments);
         Running::start(command, &[]).unwrap()
     }
