@@ -6,6 +6,7 @@ mod zeroes;
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -263,5 +264,28 @@ fn there_is_a_queue_for_each_processor_up_to_a_bound() {
         assert_eq!(blk.queue_sizes().len(), usize::from(there));
         assert_eq!(blk.config()[34..36], there.to_le_bytes());
         assert_eq!(blk.features() & F_MQ != 0, there > 1);
+    }
+}
+
+#[test]
+fn without_an_io_uring_system_calls_do_it_and_that_is_decided_once() {
+    // A file that no ring takes: it stands for a kernel that has none.
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open("/dev/full")
+        .unwrap();
+    let image = Image {
+        file,
+        sectors: 16,
+        readonly: false,
+        id: [0; 20],
+    };
+    let mut blk = Blk::new(image, 4);
+    for _ in 0..2 {
+        let engines = blk.engines(&[256, 256]).unwrap();
+        let calls = |engine: &Engine| matches!(engine, Engine::Calls(_));
+        assert!(engines.len() == 2 && engines.iter().all(calls));
+        assert_eq!(blk.engine, Some(engine::Kind::Calls));
     }
 }
