@@ -5,7 +5,7 @@
 //! - [`setup`]: everything that a fresh Debian 12 lacks, installed or built once and kept in the [`cache`].
 //! - [`containerd`]: a containerd of one's own with Orlop in it, and its clients; [`image`]: images for it;
 //! - [`leaks`]: what a machine holds, before and after;
-//! - [`demo`]: `cargo testbed demo`; [`stories`]: `cargo testbed test`; [`bench`]: `cargo testbed bench`;
+//! - [`demo`]: `cargo testbed demo`; [`stories`]: `cargo testbed test`, which counts with [`tally`]; [`bench`]: `cargo testbed bench`;
 //! - [`progress`]: what people see while that happens.
 //!
 //! The binary (`cargo testbed`) is a thin command line over these rooms; the stories themselves are in `tests/tests`.
@@ -21,3 +21,4 @@ pub mod leaks;
 pub mod progress;
 pub mod setup;
 pub mod stories;
+pub mod tally;

@@ -6,7 +6,7 @@
 use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -16,9 +16,7 @@ use crate::containerd::{DIRECTORY_VARIABLE, Node};
 use crate::host;
 use crate::progress::step;
 use crate::setup::{self, build};
-
-/// What a line begins with that tells of a story that was skipped.
-const SKIPPED: &str = "skipped: ";
+use crate::tally::{Count, SKIPPED, Told};
 
 /// A story program's limit in a virtual host: several times what it takes on two slow processors.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -26,48 +24,12 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// A virtual host's memory in MiB: room for a guest whose memory goes around the 32-bit hole. Only what is used of it is had.
 const MEMORY_MIB: u32 = 6144;
 
-/// How often a story program is begun when its machine fails.
+/// How often stories are begun that failed with an emulated machine.
 const ATTEMPTS: u32 = 3;
 
 /// Says why a story is not told on this machine. The story then returns.
 pub fn skip(reason: &str) {
     println!("{SKIPPED}{reason}");
-}
-
-/// How many tests ended how.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Count {
-    passed: u32,
-    failed: u32,
-    skipped: u32,
-}
-
-impl Count {
-    fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.skipped += other.skipped;
-    }
-
-    /// Takes a line of a test program's output into account.
-    fn take(&mut self, line: &str) {
-        if line.starts_with(SKIPPED) {
-            // Its test counts as passed in the program's own summary.
-            self.skipped += 1;
-            self.passed = self.passed.wrapping_sub(1);
-        } else if let Some(summary) = line.strip_prefix("test result: ") {
-            let number = |what: &str| {
-                summary
-                    .split([';', '.'])
-                    .filter_map(|part| part.trim().strip_suffix(what))
-                    .find_map(|number| number.trim().parse::<u32>().ok())
-                    .unwrap_or(0)
-            };
-            self.passed = self.passed.wrapping_add(number(" passed"));
-            self.failed += number(" failed");
-            self.skipped += number(" ignored");
-        }
-    }
 }
 
 /// Runs all tests and prints, alone on the last line, `N passed, N failed, N skipped`.
@@ -82,7 +44,8 @@ pub fn test(only: &[String]) -> Result<ExitCode> {
         step("running the unit tests here");
         let mut command = build::cargo_command();
         command.args(["test", "--workspace", "--lib", "--bins", "--no-fail-fast"]);
-        let (count, status) = count_tests(command)?;
+        let mut count = Count::default();
+        let status = read_lines(command, |line| count.take(line))?;
         total.add(count);
         // A test program that crashes has no summary to count in.
         broken |= !status.success() && count.failed == 0;
@@ -110,11 +73,12 @@ pub fn test(only: &[String]) -> Result<ExitCode> {
     })
 }
 
-/// Runs one story program in a machine of its own. When the machine fails rather than the program, it is told again from the
-/// beginning, and a line says so. On an overloaded emulated machine a guest's clock now and then stops for good, for a reason that is not
-/// known yet; so there, and only there, a program that failed is told again, and a line says that, too.
+/// Tells the stories of one program in a machine of its own. When the machine fails rather than a story, those that are not over are
+/// told again in another one. In an emulated machine a guest crashes or stops now and then, for a reason that is not known yet; so there,
+/// and only there, a story that failed is told again as well. A line says so each time.
 fn tell_where_kvm_is(program: &Path, only: &[String]) -> Result<(Count, bool)> {
     let this = env::current_exe()?;
+    let mut told = Told::default();
     for attempt in 1.. {
         let mut command = Command::new(&this);
         command.args(["host", "--timeout", &LIMIT.as_secs().to_string()]);
@@ -123,12 +87,24 @@ fn tell_where_kvm_is(program: &Path, only: &[String]) -> Result<(Count, bool)> {
             .arg(&this)
             .args(["stories", "--program"])
             .arg(program);
-        command.arg("--").args(only).stdin(Stdio::null());
-        let (count, status) = count_tests(command)?;
+        command.arg("--").args(only);
+        // Names are matched as parts of names or exactly, all of them alike, so only a run of everything can leave some out.
+        if only.is_empty() {
+            command.arg("--exact");
+            for name in told.over() {
+                command.args(["--skip", name]);
+            }
+        }
+        command.stdin(Stdio::null());
+        let mut count = Count::default();
+        let status = read_lines(command, |line| {
+            count.take(line);
+            told.take(line);
+        })?;
         let machine_failed = status.code() == Some(host::EXIT_HOST_FAILED.into());
         let emulated_failure = count.failed > 0 && !host::kvm::is_hardware();
         if attempt == ATTEMPTS || !(machine_failed || emulated_failure) {
-            return Ok((count, status.success()));
+            return Ok((told.count(count.failed), status.success()));
         }
         step(format!(
             "FLAKY: {} failed in an emulated machine, attempt {attempt} of {ATTEMPTS}: once more",
@@ -171,29 +147,21 @@ pub fn tell(programs: &[PathBuf], only: &[String]) -> Result<ExitCode> {
     })
 }
 
-/// Runs a command that runs test programs, shows its output and counts the tests.
-fn count_tests(mut command: Command) -> Result<(Count, ExitStatus)> {
+/// Runs a command that runs test programs, shows its output and gives each line of it to `take`.
+fn read_lines(mut command: Command, mut take: impl FnMut(&str)) -> Result<ExitStatus> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {}", command.get_program().display()))?;
-    let count = count_output(&mut child)?;
-    Ok((count, child.wait()?))
-}
-
-fn count_output(child: &mut Child) -> Result<Count> {
-    let mut count = Count::default();
     let output = child.stdout.take().context("no output to read")?;
     let mut to = std::io::stdout();
     for line in BufReader::new(output).split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
         writeln!(to, "{line}")?;
-        // "test name ... " has no line end before what the test prints.
-        let said = line.rsplit(" ... ").next().unwrap_or(&line);
-        count.take(said);
+        take(&line);
     }
-    Ok(count)
+    Ok(child.wait()?)
 }
 
 /// Builds the integration tests of all crates and returns their programs.
@@ -225,28 +193,4 @@ fn name_of(program: &Path) -> String {
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let name = name.rsplit_once('-').map_or(&*name, |(name, _)| name);
     name.replace('_', " ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn summaries_add_up_and_a_skipped_story_has_not_passed() {
-        let mut count = Count::default();
-        for line in [
-            "running 3 tests",
-            "skipped: no VFIO here",
-            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.1s",
-            "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s",
-        ] {
-            count.take(line);
-        }
-        let expected = Count {
-            passed: 3,
-            failed: 2,
-            skipped: 2,
-        };
-        assert_eq!(count, expected);
-    }
 }

