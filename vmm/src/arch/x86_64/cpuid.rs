@@ -16,6 +16,10 @@ const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1: more than one logical processor in the package (EDX bit 28).
 const HTT: u32 = 1 << 28;
 
+/// The leaves that tell of the topology in a form of their own: that of Intel's first, Intel's second, AMD's. Where the host has them they
+/// tell of the host. The guest gets the first.
+const TOPOLOGY: [u32; 3] = [0xb, 0x1f, 0x8000_0026];
+
 /// The processor's name, 16 bytes a leaf.
 const BRAND: RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
 
@@ -48,7 +52,7 @@ pub fn of_vcpu(supported: &CpuId, id: u8, count: u8) -> Result<CpuId, vmm_sys_ut
     let mut entries: Vec<kvm_cpuid_entry2> = supported
         .as_slice()
         .iter()
-        .filter(|entry| !matches!(entry.function, 0xb | 0x1f))
+        .filter(|entry| !TOPOLOGY.contains(&entry.function))
         .copied()
         .collect();
     for entry in &mut entries {
@@ -155,6 +159,14 @@ mod tests {
                 .unwrap();
             assert_eq!((cores.eax, cores.ebx), (3, 5), "five cores need three bits");
         }
+    }
+
+    #[test]
+    fn the_hosts_topology_is_not_the_guests() {
+        let host = CpuId::from_entries(&TOPOLOGY.map(entry)).unwrap();
+        let guest = of_vcpu(&host, 0, 2).unwrap();
+        let functions: Vec<_> = guest.as_slice().iter().map(|e| e.function).collect();
+        assert_eq!(functions, [0xb; 3]);
     }
 
     #[test]
