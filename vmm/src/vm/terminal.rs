@@ -1,37 +1,53 @@
 //! Standard input as the guest's keyboard. A terminal is put into raw mode, where Ctrl-A x ends the VM; it is restored when the VM
 //! has ended.
 
-use std::io::{self, IsTerminal, Read, Stdin};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::{self, IsTerminal, Read};
 use std::sync::Weak;
 use std::thread;
 use std::time::Duration;
-
-use vmm_sys_util::terminal::Terminal;
 
 use super::Controller;
 use crate::control::Message;
 use crate::devices::console::Console;
 
-/// A terminal in raw mode, until this is dropped.
-#[derive(Debug)]
-pub(super) struct Raw(Tty);
+/// Standard input, a terminal, in raw mode; as it was again when this is dropped.
+pub(super) struct Raw {
+    before: libc::termios,
+}
 
-/// Standard input, known to be a terminal.
-#[derive(Debug)]
-struct Tty(Stdin);
-
-// SAFETY: standard input stays open for as long as the process lives.
-unsafe impl Terminal for Tty {
-    fn tty_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+impl Raw {
+    /// Has the guest see each key as it is pressed, and echo it. What is printed is still processed: the VMM's own lines are on the same
+    /// terminal.
+    fn enter() -> io::Result<Self> {
+        // SAFETY: all zeros is a valid `termios`, which the call overwrites.
+        let mut before = unsafe { std::mem::zeroed() };
+        // SAFETY: `before` lives through the call.
+        checked(unsafe { libc::tcgetattr(libc::STDIN_FILENO, &raw mut before) })?;
+        let mut raw = before;
+        raw.c_iflag &= !(libc::ICRNL | libc::INLCR | libc::IGNCR | libc::IXON | libc::ISTRIP);
+        raw.c_lflag &= !(libc::ICANON | libc::ECHO | libc::ISIG | libc::IEXTEN);
+        set(&raw)?;
+        Ok(Raw { before })
     }
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
         // There is nobody left to tell.
-        let _ = self.0.set_canon_mode();
+        let _ = set(&self.before);
+    }
+}
+
+fn set(mode: &libc::termios) -> io::Result<()> {
+    // SAFETY: `mode` lives through the call.
+    checked(unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, mode) })
+}
+
+fn checked(result: libc::c_int) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 
@@ -42,15 +58,7 @@ const ESCAPE: u8 = 1;
 
 /// Feeds standard input to the console until either ends.
 pub(super) fn connect(console: Weak<Console>, controller: Controller) -> io::Result<Option<Raw>> {
-    let stdin = io::stdin();
-    let raw = if stdin.is_terminal() {
-        let tty = Tty(stdin);
-        tty.set_raw_mode()
-            .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-        Some(Raw(tty))
-    } else {
-        None
-    };
+    let raw = io::stdin().is_terminal().then(Raw::enter).transpose()?;
     let interactive = raw.is_some();
     thread::Builder::new().name("stdin".into()).spawn(move || {
         let mut escaped = false;
