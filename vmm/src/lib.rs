@@ -13,5 +13,6 @@ pub mod irq;
 pub mod memory;
 pub mod pci;
 pub mod socket;
+pub mod state;
 pub mod vcpu;
 pub mod vm;

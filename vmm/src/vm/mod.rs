@@ -14,7 +14,6 @@ mod signals;
 mod terminal;
 
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 
@@ -28,6 +27,7 @@ use crate::control::{EndOfLife, Life, Message, Request, Status};
 use crate::devices::{console, virtio};
 use crate::pci;
 use crate::socket::{self, Unlink};
+use crate::state::StateDirectory;
 use crate::vcpu::{Gate, Phase, Vcpu};
 
 /// Builds the VM and runs it to its end.
@@ -194,12 +194,14 @@ impl Front {
     fn open(config: &VmConfig, paths: &mut Vec<Unlink>) -> Result<Self, Error> {
         let devices = build::virtio_devices(config, paths)?;
         let (console, console_writer) = console::Console::open(&config.console)?;
-        let path = match &config.api_socket {
-            Some(path) => path.clone(),
-            None => default_socket(config.name.as_str())
-                .map_err(|e| Error::System("make the directory of the control socket", e))?,
+        let (path, listener) = match &config.api_socket {
+            Some(path) => (path.clone(), socket::listen_anew(path)),
+            None => {
+                let state = StateDirectory::of_user();
+                (state.socket(&config.name), state.listen(&config.name))
+            }
         };
-        let listener = socket::listen_anew(&path).map_err(|source| Error::ControlSocket {
+        let listener = listener.map_err(|source| Error::ControlSocket {
             path: path.clone(),
             source,
         })?;
@@ -256,12 +258,4 @@ impl Machine {
         self.pci.stop();
         self.pci.release()
     }
-}
-
-/// `$XDG_RUNTIME_DIR/orlop/vm/NAME.sock`, or below `/run` without one.
-fn default_socket(name: &str) -> std::io::Result<PathBuf> {
-    let base = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| "/run".into(), PathBuf::from);
-    let dir = base.join("orlop").join("vm");
-    std::fs::create_dir_all(&dir)?;
-    Ok(dir.join(format!("{name}.sock")))
 }

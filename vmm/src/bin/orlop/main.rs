@@ -2,6 +2,8 @@
 
 mod doctor;
 mod logger;
+mod output;
+mod ps;
 mod run;
 
 use std::io::Write as _;
@@ -22,6 +24,9 @@ enum What {
     /// Run a VM in the foreground until it ends
     #[command(after_help = run::AFTER_HELP)]
     Run(Box<run::Arguments>),
+    /// List the VMs that run
+    #[command(after_help = ps::AFTER_HELP)]
+    Ps(ps::Arguments),
     /// Check what this machine has and lacks for Orlop
     Doctor(doctor::Arguments),
     /// Print what a shell needs to complete orlop's commands and flags
@@ -37,6 +42,7 @@ fn main() -> ExitCode {
     // What is wrong with the arguments is said by clap, which ends the process with status 2.
     let result = match Arguments::parse().what {
         What::Run(arguments) => run::run(*arguments),
+        What::Ps(arguments) => ps::run(&arguments),
         What::Doctor(arguments) => doctor::run(&arguments),
         What::Completions { shell } => completions(shell),
     };

@@ -8,8 +8,10 @@ mod programs;
 
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
+
+use crate::output::{self, Output};
 
 /// The flags of `orlop doctor`.
 #[derive(Args)]
@@ -17,14 +19,6 @@ pub struct Arguments {
     /// How to print what was found
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Output {
-    /// A line for each check
-    Text,
-    /// A JSON array with an object for each check
-    Json,
 }
 
 /// One check.
@@ -106,10 +100,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     match arguments.output {
         Output::Text => {
             for finding in &findings {
-                println!("{}", finding.line());
+                output::print(&(finding.line() + "\n"))?;
             }
         }
-        Output::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
+        Output::Json => output::print(&(serde_json::to_string_pretty(&findings)? + "\n"))?,
     }
     let missing = findings
         .iter()
