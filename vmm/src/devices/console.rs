@@ -3,10 +3,11 @@
 //! The guest's output goes through a bounded buffer to a thread of its own, so that a vCPU never waits for whoever reads it; what
 //! does not fit is dropped, and the reader is told how much.
 
+mod backlog;
+
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -15,6 +16,7 @@ use vm_superio::Trigger;
 use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::backlog::{Sender, backlog};
 use crate::bus;
 use crate::config::ConsoleConfig;
 
@@ -35,7 +37,7 @@ pub enum Error {
     System(#[from] io::Error),
 }
 
-/// Chunks of output that may wait for the reader; the guest writes a byte at a time, so this is 64 KiB.
+/// Bytes of output that may wait for the reader.
 const BACKLOG: usize = 64 << 10;
 
 type Uart = Serial<Irq, NoEvents, Output>;
@@ -60,18 +62,15 @@ impl Trigger for Irq {
 /// Takes the guest's bytes without ever waiting.
 #[derive(Clone)]
 struct Output {
-    bytes: Option<SyncSender<u8>>,
+    bytes: Option<Arc<Sender>>,
     dropped: Arc<AtomicU64>,
 }
 
 impl Write for Output {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         if let Some(bytes) = &self.bytes {
-            for byte in data {
-                if let Err(TrySendError::Full(_)) = bytes.try_send(*byte) {
-                    self.dropped.fetch_add(1, Ordering::Relaxed);
-                }
-            }
+            let dropped = data.len() - bytes.send(data);
+            self.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
         }
         Ok(data.len())
     }
@@ -176,23 +175,21 @@ impl Drop for Console {
     }
 }
 
-type Spawned = (Option<SyncSender<u8>>, Option<Writer>);
+type Spawned = (Option<Arc<Sender>>, Option<Writer>);
 
 /// Starts the thread that writes to `sink`.
 fn writer(mut sink: impl Write + Send + 'static) -> io::Result<Spawned> {
-    let (sender, receiver) = mpsc::sync_channel(BACKLOG);
+    let (sender, receiver) = backlog(BACKLOG);
     let run = move || {
-        let mut chunk = Vec::with_capacity(4096);
-        while let Ok(first) = receiver.recv() {
-            chunk.push(first);
-            chunk.extend(receiver.try_iter().take(4095));
+        let mut chunk = Vec::new();
+        while receiver.receive(&mut chunk) {
             // A reader that has gone is no reason to end the VM.
             let _ = sink.write_all(&chunk).and_then(|()| sink.flush());
             chunk.clear();
         }
     };
     let thread = thread::Builder::new().name("console".into()).spawn(run)?;
-    Ok((Some(sender), Some(Writer(thread))))
+    Ok((Some(Arc::new(sender)), Some(Writer(thread))))
 }
 
 #[cfg(test)]
