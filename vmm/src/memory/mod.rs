@@ -43,6 +43,9 @@ pub enum Error {
         #[source]
         source: vm_memory::mmap::FromRangesError,
     },
+    /// The system did not take advice about the mapping.
+    #[error("cannot leave the guest's RAM out of core dumps")]
+    Advice(#[source] std::io::Error),
     /// KVM did not take a region.
     #[error("KVM did not take the guest's RAM")]
     Kvm(#[source] kvm_ioctls::Error),
@@ -102,10 +105,28 @@ pub fn map(size: MemorySize, sharing: Sharing) -> Result<Arc<GuestMemory>, Error
             GuestMemory::from_ranges_with_files(with_files)
         }
     };
-    mapped.map(Arc::new).map_err(|source| Error::Map {
+    let mapped = mapped.map_err(|source| Error::Map {
         size: size.bytes(),
         source,
-    })
+    })?;
+    leave_out_of_dumps(&mapped)?;
+    Ok(Arc::new(mapped))
+}
+
+/// A VMM that crashes dumps what is its own, not its guest's.
+fn leave_out_of_dumps(memory: &GuestMemory) -> Result<(), Error> {
+    for region in memory.iter() {
+        let host = memory
+            .get_host_address(region.start_addr())
+            .map_err(Error::Address)?;
+        // SAFETY: the range is mapped, and the advice changes nothing of what is in it.
+        let result =
+            unsafe { libc::madvise(host.cast(), region.len() as usize, libc::MADV_DONTDUMP) };
+        if result != 0 {
+            return Err(Error::Advice(std::io::Error::last_os_error()));
+        }
+    }
+    Ok(())
 }
 
 /// Makes the RAM known to KVM. To be done before the interrupt controllers exist: with them, each slot costs milliseconds on
