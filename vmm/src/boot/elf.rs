@@ -1,7 +1,6 @@
 //! An ELF `vmlinux`: entered by PVH (`xen/include/public/arch-x86/hvm/start_info.h`) where it has such an entry point, else by Linux'
 //! 64-bit boot protocol at its own.
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -12,6 +11,7 @@ use linux_loader::loader::elf::start_info::{
 use linux_loader::loader::{Elf, KernelLoader, elf::PvhBootCapability};
 use vm_memory::{Address, Bytes, GuestAddress};
 
+use super::image_file::ImageFile;
 use super::{Error, How, Initramfs, Loaded, memory_map, mib};
 use crate::arch::x86_64::layout;
 use crate::devices::virtio::GuestMemory;
@@ -22,7 +22,11 @@ const START_MAGIC: u32 = 0x336e_c578;
 const START_VERSION: u32 = 1;
 
 /// Loads the segments, and finds the way in.
-pub(super) fn load(memory: &GuestMemory, mut file: File, path: &Path) -> Result<Loaded, Error> {
+pub(super) fn load(
+    memory: &GuestMemory,
+    mut file: ImageFile,
+    path: &Path,
+) -> Result<Loaded, Error> {
     check_machine(&mut file, path)?;
     let loaded = Elf::load(
         memory,
@@ -103,7 +107,7 @@ pub(super) fn write_start_info(
 }
 
 /// Refuses an ELF file that is not for x86-64 by its `e_machine` field.
-fn check_machine(file: &mut File, path: &Path) -> Result<(), Error> {
+fn check_machine(file: &mut ImageFile, path: &Path) -> Result<(), Error> {
     const E_MACHINE: u64 = 18;
     const EM_X86_64: u16 = 62;
     let failed = |source| Error::Read {

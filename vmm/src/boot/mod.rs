@@ -5,6 +5,7 @@
 
 mod bzimage;
 mod elf;
+mod image_file;
 mod memory_map;
 
 use std::fs::File;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
+use self::image_file::ImageFile;
 use crate::arch::x86_64::layout;
 use crate::arch::x86_64::regs::{self, Entry};
 use crate::config::KernelConfig;
@@ -107,7 +109,7 @@ pub fn load(
     let path = &config.kernel;
     let mut file = open("kernel", path)?;
     let loaded = match Format::of(&mut file, path)? {
-        Format::Elf => elf::load(memory, file, path)?,
+        Format::Elf => elf::load(memory, ImageFile(file), path)?,
         Format::BzImage => bzimage::load(memory, file, path)?,
     };
     let initramfs = match &config.initramfs {
@@ -214,7 +216,7 @@ fn load_initramfs(
         path: path.into(),
         source,
     };
-    let mut file = open("initramfs", path)?;
+    let file = open("initramfs", path)?;
     let size = file.metadata().map_err(failed)?.len();
     let ram_end = low_ram_end(memory);
     let start = ram_end
@@ -227,6 +229,7 @@ fn load_initramfs(
             memory: mib(memory),
         })?;
     let start = GuestAddress(start);
+    let mut file = ImageFile(file);
     // usize: x86_64 only.
     memory
         .read_exact_volatile_from(start, &mut file, size as usize)
