@@ -1,6 +1,7 @@
 //! Building a machine for a guest, step by step.
 
 use std::sync::Arc;
+use std::thread;
 
 use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{Address, GuestMemoryBackend};
@@ -29,27 +30,10 @@ impl Vm {
     pub(super) fn build(&mut self, end: EndOfLife) -> Result<Machine, Error> {
         let config = &self.config;
         let kvm = open_kvm()?;
-        let sharing = if config.fs.is_empty() {
-            Sharing::Private
-        } else {
-            Sharing::Shared
-        };
-        let ram = memory::map(config.memory, sharing)?;
-        let vm = Arc::new(
-            kvm.create_vm()
-                .map_err(|e| Error::KvmRefused("create a VM", e))?,
-        );
+        // A kernel that cannot be loaded ends it here, before anybody is connected to: it must not cost a backend its only client.
+        let (vm, Loaded { ram, entry }) = both(|| create_vm(&kvm), || load(config))?;
         memory::register(&vm, &ram)?;
         let routes = interrupt_controllers(&vm)?;
-
-        // Before anybody is connected to: a kernel that cannot be loaded must not cost a backend its only client.
-        let window = pci_window64(&ram);
-        let machine = acpi::Machine {
-            vcpus: config.vcpus.get(),
-            pci_window64: window,
-        };
-        let rsdp = acpi::write(&ram, machine)?;
-        let entry = boot::load(&ram, &config.kernel, rsdp)?;
 
         let front = match &mut self.front {
             Some(front) => front,
@@ -76,6 +60,58 @@ impl Vm {
             power_button,
         })
     }
+}
+
+/// RAM with everything in it that the guest begins with.
+struct Loaded {
+    ram: Arc<GuestMemory>,
+    entry: Entry,
+}
+
+fn load(config: &VmConfig) -> Result<Loaded, Error> {
+    let sharing = if config.fs.is_empty() {
+        Sharing::Private
+    } else {
+        Sharing::Shared
+    };
+    let ram = memory::map(config.memory, sharing)?;
+    let machine = acpi::Machine {
+        vcpus: config.vcpus.get(),
+        pci_window64: pci_window64(&ram),
+    };
+    let rsdp = acpi::write(&ram, machine)?;
+    let entry = boot::load(&ram, &config.kernel, rsdp)?;
+    Ok(Loaded { ram, entry })
+}
+
+/// Creates the VM and loads the guest at the same time: for most of the first the host's kernel waits for grace periods of its own, 8 ms
+/// where it was measured.
+fn both<T>(
+    create: impl FnOnce() -> Result<T, Error> + Send,
+    load: impl FnOnce() -> Result<Loaded, Error>,
+) -> Result<(T, Loaded), Error>
+where
+    T: Send,
+{
+    thread::scope(|scope| {
+        let creating = thread::Builder::new()
+            .name("create-vm".into())
+            .spawn_scoped(scope, create)
+            .map_err(|e| Error::System("start a thread", e))?;
+        let loaded = load();
+        // It has nothing to panic about; a panic goes on here.
+        let created = creating
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((created?, loaded?))
+    })
+}
+
+fn create_vm(kvm: &Kvm) -> Result<Arc<VmFd>, Error> {
+    let vm = kvm
+        .create_vm()
+        .map_err(|e| Error::KvmRefused("create a VM", e))?;
+    Ok(Arc::new(vm))
 }
 
 fn open_kvm() -> Result<Kvm, Error> {
