@@ -5,7 +5,6 @@ use std::path::Path;
 
 use super::Machine;
 use super::channel::Port;
-use super::emulator::Emulator;
 use super::initrd::ROOT_TAG;
 use super::kernel::Kernel;
 
@@ -17,14 +16,9 @@ use super::kernel::Kernel;
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic=-1 intel_iommu=on iommu=pt tsc=reliable mitigations=off \
      cgroup_no_v1=all random.trust_cpu=1 audit=0 preempt=none i8042.noaux no_timer_check";
 
-/// The arguments with which `emulator` runs `kernel` as `machine`. `run` is the directory of this run's initrd, console log and
+/// The arguments with which QEMU runs `kernel` as `machine`. `run` is the directory of this run's initrd, console log and
 /// sockets.
-pub(super) fn arguments(
-    machine: &Machine,
-    emulator: &Emulator,
-    kernel: &Kernel,
-    run: &Path,
-) -> Vec<OsString> {
+pub(super) fn arguments(machine: &Machine, kernel: &Kernel, run: &Path) -> Vec<OsString> {
     let mut line: Vec<OsString> = [
         "-name",
         "orlop-virtual-host",
@@ -52,9 +46,6 @@ pub(super) fn arguments(
     line.push(
         format!("local,path=/,mount_tag={ROOT_TAG},security_model=none,multidevs=remap").into(),
     );
-    for data in &emulator.data {
-        line.extend(["-L".into(), data.clone().into()]);
-    }
     let mut option = |name: &str, value: OsString| {
         line.push(name.into());
         line.push(value);
@@ -111,7 +102,7 @@ mod tests {
             image: "/k".into(),
             modules: "/m".into(),
         };
-        let line = arguments(&machine, &Emulator::installed(), &kernel, Path::new("/a,b"));
+        let line = arguments(&machine, &kernel, Path::new("/a,b"));
         assert_eq!(line[line.len() - 2..], ["-device", "nvme"]);
         assert!(line.contains(&"file:/a,,b/console".into()));
     }

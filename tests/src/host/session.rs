@@ -115,8 +115,9 @@ impl Session {
             listen(Port::Error)?,
             listen(Port::Report)?,
         );
-        let arguments = qemu::arguments(machine, emulator, kernel, run);
-        let mut qemu = spawn(&emulator.program, &arguments, run, *mask)?;
+        let mut command = emulator.command();
+        command.args(qemu::arguments(machine, kernel, run));
+        let mut qemu = spawn(command, run, *mask)?;
         let ended = pidfd(&qemu)?;
         // QEMU connects as it starts, or it ends and says why.
         let mut accept = |listener: &UnixListener| accept(listener, &mut qemu, &ended, run);
@@ -287,11 +288,9 @@ struct Ready {
     pump_ended: bool,
 }
 
-fn spawn(program: &Path, arguments: &[OsString], run: &Path, mask: SigSet) -> Result<Child> {
+fn spawn(mut command: Command, run: &Path, mask: SigSet) -> Result<Child> {
     let log = File::create(run.join("qemu.log"))?;
-    let mut command = Command::new(program);
     command
-        .args(arguments)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -308,7 +307,7 @@ fn spawn(program: &Path, arguments: &[OsString], run: &Path, mask: SigSet) -> Re
     command.spawn().with_context(|| {
         format!(
             "cannot start {}; install Debian's qemu-system-x86",
-            program.display()
+            command.get_program().display()
         )
     })
 }

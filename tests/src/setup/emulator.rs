@@ -1,7 +1,7 @@
 //! A QEMU that is new enough for the virtual host.
 //!
-//! Debian 12 packages one that is not ([`SOUND`]), and a newer one among its backports. That one is unpacked into the cache rather
-//! than installed: the machine keeps the QEMU that it has, whose libraries both use.
+//! Debian 12 has none that is ([`SOUND`]), nor have its backports; those of Debian 13 have. It is unpacked into the cache with everything
+//! that it depends on, down to the C library, and nothing of it is installed: the machine keeps the QEMU and the libraries that it has.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,22 +14,22 @@ use crate::cache::Cache;
 use crate::host::emulator::{Emulator, SOUND};
 use crate::progress::step;
 
-/// Debian's release whose archive has the backports, and their suite.
+/// The release of Debian that this machine has.
 const RELEASE: &str = "bookworm";
-const SUITE: &str = "bookworm-backports";
 
-/// The program, its tools, its firmware.
-const PACKAGES: [&str; 4] = [
-    "qemu-system-x86",
-    "qemu-system-common",
-    "qemu-system-data",
-    "seabios",
-];
+/// The suites that have the emulator and what it depends on. The archive of [`RELEASE`] has them all.
+const SUITES: &str = "trixie trixie-backports";
+
+/// The suite of the emulator itself.
+const SUITE: &str = "trixie-backports";
+
+/// The emulator's package.
+const PACKAGE: &str = "qemu-system-x86";
 
 /// The keys that Debian signs its archive with, where Debian puts them.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The QEMU to use: the installed one if it is new enough, else the backported one, fetched if need be. Where that cannot be had, the
+/// The QEMU to use: the installed one if it is new enough, else the unpacked one, fetched if need be. Where that cannot be had, the
 /// installed one does it as well as it can, and a line says so.
 ///
 /// # Errors
@@ -48,7 +48,7 @@ pub fn get(cache: &Cache) -> Result<Emulator> {
         Ok(unpacked) => Ok(unpacked),
         Err(error) => {
             step(format!(
-                "going on with QEMU {major}.{minor}, under which a virtual host hangs now and then: {error:#}"
+                "going on with QEMU {major}.{minor}, under which a virtual host or a guest in it hangs now and then: {error:#}"
             ));
             Ok(installed)
         }
@@ -60,17 +60,27 @@ fn fetch(root: &Path) -> Result<Emulator> {
         step(format!("fetching QEMU from {SUITE}"));
         let apt = Apt::new(work)?;
         run(apt.command().arg("update"))?;
-        let debs = work.join("debs");
-        fs::create_dir(&debs)?;
         let mut command = apt.command();
+        command.args([
+            "install",
+            "--download-only",
+            "--yes",
+            "--no-install-recommends",
+        ]);
         command
-            .arg("download")
-            .args(PACKAGES.map(|package| format!("{package}/{SUITE}")))
-            .current_dir(&debs);
+            .arg(format!("{PACKAGE}/{SUITE}"))
+            .args(["--target-release", SUITE]);
         run(&mut command)?;
+        step("unpacking QEMU");
         let unpacked = work.join("root");
-        for package in fs::read_dir(debs)? {
-            debian::unpack(&package?.path(), &unpacked)?;
+        for package in fs::read_dir(apt.archives())? {
+            let package = package?.path();
+            if package
+                .extension()
+                .is_some_and(|extension| extension == "deb")
+            {
+                debian::unpack(&package, &unpacked)?;
+            }
         }
         let emulator = Emulator::unpacked(&unpacked).context("the packages hold no QEMU")?;
         if emulator.release()? < SOUND {
@@ -81,7 +91,7 @@ fn fetch(root: &Path) -> Result<Emulator> {
     Emulator::unpacked(root).context("the unpacked QEMU has gone")
 }
 
-/// An apt with sources and lists of its own, so that the machine's stay as they are.
+/// An apt with sources, lists and a state of its own, in which nothing is installed: so what it fetches is whole.
 struct Apt {
     directory: PathBuf,
 }
@@ -89,17 +99,23 @@ struct Apt {
 impl Apt {
     fn new(work: &Path) -> Result<Self> {
         let directory = work.join("apt");
-        for part in ["sources", "lists"] {
+        for part in ["sources", "lists", "archives/partial"] {
             fs::create_dir_all(directory.join(part))?;
         }
         let archive = archive()?;
         let mut source =
-            format!("Types: deb\nURIs: {archive}\nSuites: {SUITE}\nComponents: main\n");
+            format!("Types: deb\nURIs: {archive}\nSuites: {SUITES}\nComponents: main\n");
         if Path::new(KEYRING).exists() {
             source.push_str(&format!("Signed-By: {KEYRING}\n"));
         }
-        fs::write(directory.join("sources/backports.sources"), source)?;
+        fs::write(directory.join("sources/emulator.sources"), source)?;
+        fs::write(directory.join("status"), "")?;
         Ok(Self { directory })
+    }
+
+    /// Where fetched packages are.
+    fn archives(&self) -> PathBuf {
+        self.directory.join("archives")
     }
 
     fn command(&self) -> Command {
@@ -107,9 +123,12 @@ impl Apt {
         let directory = self.directory.display();
         for option in [
             "APT::Sandbox::User=root".to_owned(),
+            "APT::Architecture=amd64".to_owned(),
             "Dir::Etc::SourceList=/dev/null".to_owned(),
             format!("Dir::Etc::SourceParts={directory}/sources"),
             format!("Dir::State::Lists={directory}/lists"),
+            format!("Dir::State::Status={directory}/status"),
+            format!("Dir::Cache::Archives={directory}/archives"),
             "Dir::Cache::PkgCache=".to_owned(),
             "Dir::Cache::SrcPkgCache=".to_owned(),
         ] {
