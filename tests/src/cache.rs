@@ -64,6 +64,12 @@ impl Cache {
         self.root.join("guest/kernel")
     }
 
+    /// Debian's package of a newer kernel for guests, unpacked.
+    #[must_use]
+    pub fn newer_guest_kernel(&self) -> PathBuf {
+        self.root.join("guest/kernel-6.12")
+    }
+
     /// The guests' kernel as an uncompressed ELF file.
     #[must_use]
     pub fn guest_vmlinux(&self) -> PathBuf {

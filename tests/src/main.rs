@@ -18,7 +18,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
-    /// Install and build everything that the other commands need
+    /// Install and build everything that the demo and the benchmarks need
     Setup,
     /// Build the guest's kernel of our own
     Kernel,
@@ -38,7 +38,7 @@ enum What {
     /// Not for people: the measurement, on a machine that has KVM
     #[command(hide = true)]
     Measure { runs: u32 },
-    /// Run all tests: the unit tests here, the stories where KVM is
+    /// Run all tests, after a setup of what they need: the unit tests here, the stories where KVM is
     Test {
         /// Only stories whose names contain one of these; no unit tests then
         only: Vec<String>,

@@ -37,7 +37,7 @@ pub fn skip(reason: &str) {
 /// # Errors
 /// When the tests could not be run. Tests that failed are told by the status.
 pub fn test(only: &[String]) -> Result<ExitCode> {
-    setup::everything()?;
+    setup::for_tests()?;
     let mut total = Count::default();
     let mut broken = false;
     if only.is_empty() {

@@ -5,8 +5,6 @@ mod guest;
 
 use common::stage;
 use guest::{Guest, Kernel};
-use orlop_testbed::cache::Cache;
-use orlop_testbed::stories;
 
 /// Prints what the guest has found, a word and its value a line.
 const LOOK: &str = "\
@@ -20,38 +18,47 @@ const LOOK: &str = "\
     poweroff -f";
 
 #[test]
-fn a_small_machine_with_one_processor() {
+fn the_cloud_kernel_with_one_processor_and_little_memory() {
     looks(Kernel::Vmlinux, 1, "128M");
 }
 
 #[test]
-fn a_machine_with_two_processors_and_a_gigabyte() {
+fn the_cloud_kernel_as_packaged_with_two_processors_and_a_gigabyte() {
     looks(Kernel::BzImage, 2, "1G");
 }
 
 #[test]
-fn a_machine_with_eight_processors_and_memory_above_the_hole() {
+fn the_cloud_kernel_with_eight_processors_and_memory_above_the_hole() {
     looks(Kernel::Vmlinux, 8, "4608M");
 }
 
 #[test]
-fn our_own_kernel_as_an_elf_file() {
+fn the_kernel_for_all_machines_with_two_processors_and_a_gigabyte() {
+    looks(Kernel::Full, 2, "1G");
+}
+
+#[test]
+fn a_newer_kernel_with_one_processor_and_a_gigabyte() {
+    looks(Kernel::Newer, 1, "1G");
+}
+
+#[test]
+fn our_own_kernel_with_one_processor_and_little_memory() {
     looks(Kernel::Own, 1, "128M");
 }
 
 #[test]
-fn our_own_kernel_as_a_bzimage_on_two_processors() {
+fn our_own_kernel_as_a_bzimage_with_two_processors_and_a_gigabyte() {
     looks(Kernel::OwnBzImage, 2, "1G");
+}
+
+#[test]
+fn our_own_kernel_with_eight_processors_and_memory_above_the_hole() {
+    looks(Kernel::Own, 8, "4608M");
 }
 
 fn looks(kernel: Kernel, cpus: usize, memory: &str) {
     let Some(stage) = stage() else { return };
-    if kernel.is_own() && !Cache::open().unwrap().own_bzimage().exists() {
-        stories::skip(
-            "the guest's kernel of our own is not built; `cargo testbed kernel` builds it",
-        );
-        return;
-    }
     let guest = Guest::new(kernel, LOOK);
     let count = cpus.to_string();
     let ended = guest.run(&["--cpus", &count, "--memory", memory]);

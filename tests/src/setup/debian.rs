@@ -101,6 +101,7 @@ pub fn kernel(meta: &str, root: &Path) -> Result<Kernel> {
         step(format!("unpacking {package}"));
         let unpacked = work.join("root");
         unpack(&archive, &unpacked)?;
+        decompress_modules(&unpacked)?;
         let version = package.trim_start_matches("linux-image-");
         run(Command::new("depmod")
             .arg("-b")
@@ -108,6 +109,33 @@ pub fn kernel(meta: &str, root: &Path) -> Result<Kernel> {
         Ok(unpacked)
     })?;
     Kernel::find(root)
+}
+
+/// Decompresses the kernel modules below `root`, which newer kernels' packages compress: what loads them in a guest may be unable to.
+fn decompress_modules(root: &Path) -> Result<()> {
+    /// Files by one call.
+    const AT_ONCE: usize = 500;
+    let mut compressed = Vec::new();
+    let mut directories = vec![root.join("lib/modules")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                directories.push(entry.path());
+            } else if entry.path().extension() == Some(OsStr::new("xz")) {
+                compressed.push(entry.path());
+            }
+        }
+    }
+    if !compressed.is_empty() {
+        install(&[("/usr/bin/xz", "xz-utils")])?;
+    }
+    for files in compressed.chunks(AT_ONCE) {
+        run(Command::new("xz")
+            .args(["--decompress", "--quiet"])
+            .args(files))?;
+    }
+    Ok(())
 }
 
 /// Makes the directory `root`: `make` does it somewhere below the directory that it is given and says where, and the result is

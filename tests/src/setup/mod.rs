@@ -19,7 +19,10 @@ use crate::host::emulator::Emulator;
 use crate::host::kernel::Kernel;
 use crate::progress::step;
 
-/// Everything that the demo and the tests need.
+/// The newer of the two kernels for guests that Debian 12 has.
+const NEWER_KERNEL: &str = "linux-image-6.12-cloud-amd64";
+
+/// Everything that the demo needs.
 ///
 /// # Errors
 /// When a step fails; the error says which and what to do.
@@ -35,6 +38,18 @@ pub fn everything() -> Result<()> {
     guest::kernel(&cache)?;
     guest::initramfs(&cache, &agent)?;
     step("everything is in place");
+    Ok(())
+}
+
+/// What the tests need beyond that: guests' kernels of other kinds.
+///
+/// # Errors
+/// When a step fails; the error says which and what to do.
+pub fn for_tests() -> Result<()> {
+    everything()?;
+    let cache = Cache::open()?;
+    debian::kernel(NEWER_KERNEL, &cache.newer_guest_kernel())?;
+    own_kernel::build()?;
     Ok(())
 }
 

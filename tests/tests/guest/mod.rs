@@ -1,4 +1,4 @@
-//! A small guest of the stories' own: Debian's cloud kernel, busybox and a script as process 1.
+//! A small guest of the stories' own: a kernel, busybox and a script as process 1.
 
 #![allow(dead_code, reason = "each story program uses a part of this")]
 
@@ -33,18 +33,22 @@ const MODULES: &[&str] = &[
 ];
 
 /// The kernel command line: that of the design, so that what users run is what is tested.
-const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd \
+pub const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd \
      swiotlb=noforce cryptomgr.notests tsc=reliable random.trust_cpu=1";
 
-/// The form of the kernel.
+/// The kernel.
 #[derive(Debug, Clone, Copy)]
 pub enum Kernel {
-    /// Debian's `vmlinuz`, as packaged.
+    /// Debian's cloud kernel: `vmlinuz` as packaged.
     BzImage,
     /// The ELF image in it.
     Vmlinux,
     /// That image, with its note of a PVH entry point gone.
     WithoutPvh,
+    /// Debian's kernel for machines of all kinds, as packaged.
+    Full,
+    /// A newer cloud kernel of Debian's, as packaged.
+    Newer,
     /// The ELF image of a kernel of our own, which has its drivers built in.
     Own,
     /// That kernel as a `bzImage`.
@@ -52,9 +56,14 @@ pub enum Kernel {
 }
 
 impl Kernel {
-    /// Whether it is the one that the testbed builds.
-    pub fn is_own(self) -> bool {
-        matches!(self, Kernel::Own | Kernel::OwnBzImage)
+    /// Where its package was unpacked, if it comes from one. The initramfs of others has the cloud kernel's modules, and no use for them.
+    fn package(self, cache: &Cache) -> kernel::Kernel {
+        let root = match self {
+            Kernel::Full => cache.host_kernel(),
+            Kernel::Newer => cache.newer_guest_kernel(),
+            _ => cache.guest_kernel(),
+        };
+        kernel::Kernel::find(&root).unwrap()
     }
 }
 
@@ -69,11 +78,13 @@ impl Guest {
     pub fn new(kernel: Kernel, script: &str) -> Self {
         let cache = Cache::open().unwrap();
         let directory = tempfile::tempdir().unwrap();
-        let initramfs = initramfs(&cache, script);
+        let package = kernel.package(&cache);
+        let initramfs = initramfs(&package, script);
         fs::write(directory.path().join("initramfs"), initramfs).unwrap();
         let kernel = match kernel {
             Kernel::BzImage => cache.guest_vmlinuz(),
             Kernel::Vmlinux => cache.guest_vmlinux(),
+            Kernel::Full | Kernel::Newer => package.image,
             Kernel::Own => cache.own_vmlinux(),
             Kernel::OwnBzImage => cache.own_bzimage(),
             Kernel::WithoutPvh => {
@@ -94,9 +105,9 @@ impl Guest {
         self.directory.path().join(name)
     }
 
-    /// Starts the VMM with further arguments.
-    pub fn start(&self, arguments: &[&str]) -> Running {
-        let mut command = Command::new(build::programs_directory().join("orlop"));
+    /// The command that runs the VMM with further arguments.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = orlop();
         command.arg("run");
         if !arguments.contains(&"--name") {
             command.args(["--name", "story"]);
@@ -109,14 +120,21 @@ impl Guest {
         if !arguments.contains(&"--memory") {
             command.args(["--memory", "256M"]);
         }
-        command.args(["--cmdline", COMMAND_LINE]);
+        if !arguments.contains(&"--cmdline") {
+            command.args(["--cmdline", COMMAND_LINE]);
+        }
         command.args(arguments);
-        Running::start(command, &[]).unwrap()
+        command
+    }
+
+    /// Starts the VMM with further arguments.
+    pub fn start(&self, arguments: &[&str]) -> Running {
+        Running::start(self.command(arguments), &[]).unwrap()
     }
 
     /// Runs the VMM to its end with no more than these arguments, and the guest's kernel and initramfs where they name none.
     pub fn run_with(&self, arguments: &[&str]) -> Done {
-        let mut command = Command::new(build::programs_directory().join("orlop"));
+        let mut command = orlop();
         command.arg("run").args(arguments);
         let names = |flag: &str| arguments.contains(&flag);
         if !names("--kernel") {
@@ -139,6 +157,11 @@ impl Guest {
     }
 }
 
+/// The VMM's program.
+pub fn orlop() -> Command {
+    Command::new(build::programs_directory().join("orlop"))
+}
+
 /// An ELF file whose program headers of type PT_NOTE are PT_NULL.
 fn without_notes(mut elf: Vec<u8>) -> Vec<u8> {
     let number = |at: usize, len: usize| {
@@ -159,8 +182,7 @@ fn without_notes(mut elf: Vec<u8>) -> Vec<u8> {
     elf
 }
 
-fn initramfs(cache: &Cache, script: &str) -> Vec<u8> {
-    let kernel = kernel::Kernel::find(&cache.guest_kernel()).unwrap();
+fn initramfs(kernel: &kernel::Kernel, script: &str) -> Vec<u8> {
     let modules = Modules::read(&kernel.modules).unwrap();
     let mut archive = Archive::default();
     for directory in ["bin", "dev", "modules", "proc", "sys"] {
