@@ -7,12 +7,14 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use common::stage;
 use guest::{Guest, Kernel, control};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use orlop_proto::vmm::v1::KillRequest;
+use orlop_testbed::containerd::ctr::Running;
 
 const MIB: usize = 1 << 20;
 /// How long a guest may take over 256 MiB on an emulated machine that is busy with other things.
@@ -161,6 +163,30 @@ fn a_host_disk_that_is_full_gives_the_guest_an_io_error_and_the_vm_lives() {
     let told = ended.error().matches("No space left").count();
     assert_eq!(told, 1, "once: {}", ended.error());
     drop((small, guest));
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_limit_of_file_sizes_gives_the_guest_an_io_error_and_the_vm_lives() {
+    let Some(stage) = stage() else { return };
+    let script = "load virtio_blk; \
+                  dd if=/dev/zero of=/dev/vda bs=1M count=1 seek=8 conv=notrunc,fsync; echo status $?; \
+                  dd if=/dev/vda of=/dev/null bs=1M count=1 2>/dev/null && echo still read; poweroff -f";
+    let guest = Guest::new(Kernel::Vmlinux, script);
+    let image = guest.path("image");
+    sparse(&image, 16);
+    let vmm = guest.command(&["--disk", &disk(&image, "")]);
+    let mut limited = Command::new("sh");
+    // In blocks of 512 bytes.
+    limited.args(["-c", "ulimit -f 8192; exec \"$@\"", "sh"]);
+    limited.arg(vmm.get_program()).args(vmm.get_args());
+    let running = Running::start(limited, &[]).unwrap();
+    let ended = running.wait(guest::LIMIT).unwrap();
+    let output = ended.output();
+    assert!(output.contains("status 1\r\n"), "{ended:?}");
+    assert!(output.contains("still read\r\n"), "{ended:?}");
+    assert_eq!(ended.status, 0, "{}", ended.error());
+    drop(guest);
     stage.leaves_nothing();
 }
 
