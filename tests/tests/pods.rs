@@ -214,14 +214,16 @@ fn ten_pods_one_after_another_and_nothing_grows() {
     (0..2).for_each(one);
     let before = Size::of(&stage);
     (2..12).for_each(one);
-    let after = Size::of(&stage);
+    // What has been closed may take a moment to go.
+    let end = Instant::now() + LIMIT;
+    let mut after = Size::of(&stage);
+    while !after.is_about(&before) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(500));
+        after = Size::of(&stage);
+    }
     assert!(
-        after.descriptors <= before.descriptors + 3,
-        "containerd's descriptors: {before:?}, then {after:?}"
-    );
-    assert!(
-        after.memory_kib <= before.memory_kib + 24 * 1024,
-        "containerd's memory: {before:?}, then {after:?}"
+        after.is_about(&before),
+        "containerd: {before:#?}, then {after:#?}"
     );
     stage.leaves_nothing();
 }
@@ -229,7 +231,8 @@ fn ten_pods_one_after_another_and_nothing_grows() {
 /// What may grow in containerd when a pod is not wholly forgotten.
 #[derive(Debug)]
 struct Size {
-    descriptors: usize,
+    /// What its descriptors are.
+    descriptors: Vec<String>,
     memory_kib: u64,
 }
 
@@ -241,10 +244,22 @@ impl Size {
             .lines()
             .find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB"))
             .unwrap();
+        let descriptors = std::fs::read_dir(format!("{process}/fd")).unwrap();
+        // One that is closed meanwhile leads nowhere.
+        let descriptors = descriptors
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .map(|link| link.display().to_string());
         Self {
-            descriptors: std::fs::read_dir(format!("{process}/fd")).unwrap().count(),
+            descriptors: descriptors.collect(),
             memory_kib: memory_kib.trim().parse().unwrap(),
         }
+    }
+
+    /// Whether it is no more than it was `before`, but for what a runtime with garbage needs now and then. A pod that was not forgotten
+    /// would hold a descriptor at least, and there were ten.
+    fn is_about(&self, before: &Self) -> bool {
+        self.descriptors.len() < before.descriptors.len() + 8
+            && self.memory_kib <= before.memory_kib + 24 * 1024
     }
 }
 
