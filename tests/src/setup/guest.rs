@@ -36,14 +36,15 @@ pub fn kernel(cache: &Cache) -> Result<()> {
     Ok(())
 }
 
-/// Builds the guest's initramfs with `agent` in it, if the one at hand is older than what it is made of.
+/// Builds the guest's initramfs with the agent in it, if the one at hand is older than what it is made of.
 ///
 /// # Errors
 /// When it cannot be built.
-pub fn initramfs(cache: &Cache, agent: &Path) -> Result<()> {
+pub fn initramfs(cache: &Cache) -> Result<()> {
     let kernel = Kernel::find(&cache.guest_kernel())?;
-    let builder = build::programs_directory().join("orlop-image");
-    let sources = [agent, &builder, &kernel.modules];
+    let programs = build::programs_directory();
+    let (agent, builder) = (programs.join("orlop-agent"), programs.join("orlop-image"));
+    let sources = [&*agent, &*builder, &*kernel.modules];
     if is_newer(&cache.guest_initramfs(), &sources) {
         return Ok(());
     }
@@ -51,7 +52,7 @@ pub fn initramfs(cache: &Cache, agent: &Path) -> Result<()> {
     replace(&cache.guest_initramfs(), |to| {
         let mut command = image_builder();
         command.arg("initramfs");
-        command.arg("--agent").arg(agent);
+        command.arg("--agent").arg(&agent);
         command.arg("--modules").arg(&kernel.modules);
         command.arg("--output").arg(to);
         run(command)

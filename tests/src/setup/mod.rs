@@ -34,9 +34,8 @@ pub fn everything() -> Result<()> {
     debian::install(debian::REFERENCES)?;
     build::programs()?;
     build::virtiofsd(&cache)?;
-    let agent = build::agent()?;
     guest::kernel(&cache)?;
-    guest::initramfs(&cache, &agent)?;
+    guest::initramfs(&cache)?;
     step("everything is in place");
     Ok(())
 }
