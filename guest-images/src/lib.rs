@@ -9,6 +9,7 @@
 //!
 //! The agent itself, which runs inside the guest, is the binary `orlop-agent` of this crate.
 
+pub mod boot_mark;
 pub mod bzimage;
 pub mod cpio;
 mod elf;

@@ -1,244 +1,70 @@
-//! `cargo testbed bench`: where the time from `ctr run` to a container's first output goes.
-//!
-//! The shim logs a line with the time at each phase, and containerd passes its lines on to its own log; what happens inside until
-//! the agent serves is asked of the agent, whose clock starts with the guest's kernel. In a virtual host the figures are good for
-//! ratios within one run, not for comparison with other machines.
+//! `cargo testbed bench`: builds `orlop-bench` of `benches/` and runs it where KVM is.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use orlop_proto::agent::CONTROL_PORT;
-use orlop_proto::agent::v1::InfoRequest;
-use orlop_proto::agent::v1::agent_client::AgentClient;
-use orlop_proto::connect;
+use anyhow::Result;
+use clap::ValueEnum;
 
-use crate::containerd::{Node, RUNTIME};
 use crate::host::{self, Machine};
-use crate::image;
 use crate::progress::step;
-use crate::setup;
+use crate::setup::{self, build};
 
-/// How long one run may take.
+/// How long one measured run may take.
 const RUN_LIMIT: Duration = Duration::from_secs(120);
 
-/// The phases in order: what it is called in the shim's log, and what has happened when it is reached.
-const PHASES: &[(&str, &str)] = &[
-    ("shim-started", "ctr and containerd, until the shim serves"),
-    (
-        "create-received",
-        "containerd, until the shim is asked for a container",
-    ),
-    ("virtiofsd-started", "mounts, and virtiofsd listens"),
-    ("vmm-started", "the VMM is started"),
-    (VMM, "the VMM, until the guest's kernel counts time"),
-    (
-        KERNEL,
-        "the guest's kernel, until the agent's first instruction",
-    ),
-    (AGENT, "the agent, until it serves"),
-    ("created", "the container is made in the guest"),
-    ("started", "the container is started"),
-    (
-        "first-output",
-        "the command, until its first output is at the shim",
-    ),
-];
-const VMM: &str = "vmm";
-const KERNEL: &str = "kernel";
-const AGENT: &str = "agent";
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Subject {
+    /// Where the time from `ctr run` to the first output goes
+    Pod,
+    /// A VM's start and its memory, side by side with QEMU's microvm machine
+    Start,
+}
 
-/// Seconds by phase.
-type Run = BTreeMap<&'static str, f64>;
+impl Subject {
+    fn word(self) -> &'static str {
+        match self {
+            Subject::Pod => "pod",
+            Subject::Start => "start",
+        }
+    }
 
-/// Sets this machine up and measures `runs` starts where KVM is.
+    /// The virtual host that it is measured in, where there is no hardware virtualisation.
+    fn machine(self) -> Machine {
+        match self {
+            Subject::Pod => Machine::default(),
+            // The start of a VM is one thread's work after another's: so it can be counted rather than timed.
+            Subject::Start => Machine {
+                counts_instructions: true,
+                ..Machine::default()
+            },
+        }
+    }
+}
+
+/// Sets this machine up and measures `runs` times where KVM is.
 ///
 /// # Errors
 /// When something cannot be installed, built or started.
-pub fn run(runs: u32) -> Result<ExitCode> {
+pub fn run(subject: Subject, runs: u32) -> Result<ExitCode> {
     setup::everything()?;
-    let command = [
-        std::env::current_exe()?.into_os_string(),
-        "measure".into(),
+    if subject == Subject::Start {
+        setup::own_kernel::build()?;
+        setup::virtual_host()?;
+    }
+    let program = build::benchmarks()?;
+    let words: [OsString; 3] = [
+        subject.word().into(),
+        "--runs".into(),
         runs.to_string().into(),
     ];
+    let command: Vec<_> = std::iter::once(program.into()).chain(words).collect();
     let limit = (RUN_LIMIT * runs).max(Duration::from_secs(600));
-    let outcome = host::run(&Machine::default(), &command, Some(limit))?;
+    let outcome = host::run(&subject.machine(), &command, Some(limit))?;
     if let Some(message) = outcome.message() {
         step(message);
     }
     Ok(ExitCode::from(outcome.exit_status()))
-}
-
-/// Measures on this machine, which has KVM, and prints a table.
-///
-/// # Errors
-/// When a container does not run, or a phase is not logged.
-pub fn measure(runs: u32) -> Result<ExitCode> {
-    let directory = tempfile::Builder::new()
-        .prefix("bench-")
-        .tempdir_in("/run")?;
-    let (node, _daemon) = Node::start(directory.path())?;
-    // The first run fills caches; it is what a first user sees, but not what repeats.
-    step("a run to warm up");
-    one(&node, "warm")?;
-    let mut measured = Vec::new();
-    for number in 1..=runs {
-        step(format!("run {number} of {runs}"));
-        measured.push(one(&node, &format!("bench-{number}"))?);
-    }
-    print!("{}", table(&measured)?);
-    Ok(ExitCode::SUCCESS)
-}
-
-fn one(node: &Node, name: &str) -> Result<Run> {
-    // The command goes on for a while so that the agent can be asked.
-    let script = "echo first; sleep 3";
-    let line = [
-        "run",
-        "--rm",
-        "--runtime",
-        RUNTIME,
-        image::BUSYBOX,
-        name,
-        "sh",
-        "-c",
-        script,
-    ];
-    let started = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
-    let running = node.ctr_start("default", &line, &[])?;
-    let inside = ask_agent(node);
-    let done = running.wait(RUN_LIMIT)?;
-    if done.status != 0 {
-        bail!("ctr run failed: {}", done.error());
-    }
-    let (init, serving) = inside?;
-    let log = fs::read_to_string(node.log())?;
-    let at = |phase| time_of(&log, phase, name);
-    let mut run = Run::new();
-    let mut before = started;
-    for (phase, _) in PHASES {
-        match *phase {
-            VMM => {
-                let (up, ready) = (at("vmm-started")?, at("agent-ready")?);
-                run.insert(VMM, ready - up - serving);
-                run.insert(KERNEL, init);
-                run.insert(AGENT, serving - init);
-                before = ready;
-            }
-            KERNEL | AGENT => {}
-            phase => {
-                let now = at(phase)?;
-                run.insert(phase, now - before);
-                before = now;
-            }
-        }
-    }
-    Ok(run)
-}
-
-/// When the agent's first instruction ran and when it served, in seconds since the guest's kernel began to count.
-fn ask_agent(node: &Node) -> Result<(f64, f64)> {
-    let end = Instant::now() + RUN_LIMIT;
-    let runtime = tokio::runtime::Runtime::new()?;
-    loop {
-        if let Some(socket) = find(&node.orlop_state(), "vsock.sock") {
-            let answer = runtime.block_on(async {
-                let channel = connect::vsock(socket, CONTROL_PORT).await.ok()?;
-                AgentClient::new(channel).info(InfoRequest {}).await.ok()
-            });
-            if let Some(answer) = answer {
-                let phases = answer.into_inner().phases;
-                let at = |name: &str| {
-                    phases
-                        .iter()
-                        .find(|phase| phase.name == name)
-                        .map(|phase| Duration::from_nanos(phase.boottime_ns).as_secs_f64())
-                        .with_context(|| format!("the agent does not tell of its phase {name}"))
-                };
-                return Ok((at("init")?, at("serving")?));
-            }
-        }
-        if Instant::now() > end {
-            bail!("no agent answers after {} s", RUN_LIMIT.as_secs());
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-}
-
-fn find(directory: &Path, name: &str) -> Option<PathBuf> {
-    fs::read_dir(directory).ok()?.flatten().find_map(|entry| {
-        let path = entry.path();
-        if entry.file_name() == name {
-            Some(path)
-        } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            find(&path, name)
-        } else {
-            None
-        }
-    })
-}
-
-/// The time of a phase in containerd's log, where the shim's lines are between containerd's own.
-fn time_of(log: &str, phase: &str, name: &str) -> Result<f64> {
-    log.lines()
-        .filter(|line| line.contains(&format!(" phase {phase} ")))
-        .find(|line| {
-            line.split_whitespace()
-                .filter_map(|word| word.strip_prefix("container="))
-                .any(|container| container.split('/').next() == Some(name))
-        })
-        .and_then(|line| line.split_whitespace().next()?.parse().ok())
-        .with_context(|| format!("the shim's log has no phase {phase} of {name}"))
-}
-
-fn table(runs: &[Run]) -> Result<String> {
-    let mut text = format!(
-        "\n| until | median of {}, ms | share |\n|---|---:|---:|\n",
-        runs.len()
-    );
-    let medians: Vec<_> = PHASES
-        .iter()
-        .map(|(phase, what)| {
-            let values = runs.iter().filter_map(|run| run.get(phase)).copied();
-            Ok((what, median(values.collect())?))
-        })
-        .collect::<Result<_>>()?;
-    let total = median(runs.iter().map(|run| run.values().sum()).collect())?;
-    for (what, seconds) in medians {
-        let (ms, share) = (seconds * 1000.0, seconds / total * 100.0);
-        text.push_str(&format!("| {what} | {ms:.0} | {share:.0} % |\n"));
-    }
-    text.push_str(&format!("| all | {:.0} | |\n", total * 1000.0));
-    Ok(text)
-}
-
-fn median(mut values: Vec<f64>) -> Result<f64> {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    values.get(middle).copied().context("nothing was measured")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn phases_are_read_from_between_containerds_lines() {
-        let log = "time=\"2026\" level=info msg=x\n\
-                   12.500000 INFO orlop a phase created container=a\n\
-                   13.000000 INFO orlop ab phase created container=ab\n";
-        assert_eq!(time_of(log, "created", "a").unwrap(), 12.5);
-        assert_eq!(time_of(log, "created", "ab").unwrap(), 13.0);
-        assert!(time_of(log, "started", "a").is_err());
-    }
-
-    #[test]
-    fn the_median_is_the_middle_one() {
-        assert_eq!(median(vec![3.0, 1.0, 2.0]).unwrap(), 2.0);
-        assert!(median(Vec::new()).is_err());
-    }
 }

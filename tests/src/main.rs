@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use orlop_testbed::bench::Subject;
 use orlop_testbed::{bench, demo, host, progress, setup, stories};
 
 /// Runs Orlop's demo and tests on any Debian 12, with or without hardware virtualisation.
@@ -29,15 +30,15 @@ enum What {
     /// Not for people: the demo, on a machine that has KVM
     #[command(hide = true)]
     Demonstrate,
-    /// Measure where the time from `ctr run` to the first output goes
+    /// Measure Orlop; benches/README.md tells how
     Bench {
-        /// How many starts are measured
-        #[arg(long, default_value_t = 5)]
+        /// What is measured
+        #[arg(value_enum, default_value_t = Subject::Pod)]
+        subject: Subject,
+        /// How many runs are measured
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
         runs: u32,
     },
-    /// Not for people: the measurement, on a machine that has KVM
-    #[command(hide = true)]
-    Measure { runs: u32 },
     /// Run all tests, after a setup of what they need: the unit tests here, the stories where KVM is
     Test {
         /// Only stories whose names contain one of these; no unit tests then
@@ -70,6 +71,9 @@ struct HostArguments {
     /// The virtual host's processors
     #[arg(long, value_name = "N", default_value_t = 2)]
     cpus: u32,
+    /// Let the virtual host's clock count instructions, on one processor: figures that repeat, whatever else runs here
+    #[arg(long)]
+    count_instructions: bool,
     /// A further argument for the virtual host's QEMU (repeatable)
     #[arg(long = "qemu", value_name = "ARG", allow_hyphen_values = true)]
     qemu: Vec<OsString>,
@@ -85,8 +89,7 @@ fn main() -> ExitCode {
         What::Host(arguments) => run_on_host(arguments),
         What::Demo => demo::run(),
         What::Demonstrate => demo::demonstrate(),
-        What::Bench { runs } => bench::run(runs),
-        What::Measure { runs } => bench::measure(runs),
+        What::Bench { subject, runs } => bench::run(subject, runs),
         What::Test { only } => stories::test(&only),
         What::Stories { programs, only } => stories::tell(&programs, &only),
         What::Inside => host::inside::main(),
@@ -102,6 +105,7 @@ fn run_on_host(arguments: HostArguments) -> anyhow::Result<ExitCode> {
         force_virtual: arguments.force_virtual,
         memory_mib: arguments.memory,
         cpus: arguments.cpus,
+        counts_instructions: arguments.count_instructions,
         qemu: arguments.qemu,
     };
     let limit = arguments.timeout.map(Duration::from_secs);

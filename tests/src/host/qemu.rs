@@ -29,8 +29,6 @@ pub(super) fn arguments(machine: &Machine, kernel: &Kernel, run: &Path) -> Vec<O
         "none",
         "-machine",
         "q35,kernel-irqchip=split,hpet=off",
-        "-accel",
-        "tcg,thread=multi",
         "-cpu",
         "max,+svm,-erms,-fsrm",
         "-device",
@@ -50,7 +48,14 @@ pub(super) fn arguments(machine: &Machine, kernel: &Kernel, run: &Path) -> Vec<O
         line.push(name.into());
         line.push(value);
     };
-    option("-smp", machine.cpus.to_string().into());
+    if machine.counts_instructions {
+        option("-accel", "tcg,thread=single".into());
+        option("-icount", "shift=0".into());
+        option("-smp", "1".into());
+    } else {
+        option("-accel", "tcg,thread=multi".into());
+        option("-smp", machine.cpus.to_string().into());
+    }
     option("-m", format!("{}M", machine.memory_mib).into());
     option("-kernel", kernel.image.clone().into());
     option("-initrd", initrd(run).into());

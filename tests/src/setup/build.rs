@@ -46,6 +46,18 @@ pub fn programs() -> Result<()> {
     run(command)
 }
 
+/// Builds `orlop-bench`, and returns its path.
+///
+/// # Errors
+/// When it does not compile.
+pub fn benchmarks() -> Result<PathBuf> {
+    step("building orlop-bench");
+    let mut command = cargo_command();
+    command.args(["build", "--release", "--package=orlop-benches"]);
+    run(command)?;
+    Ok(target().join("release/orlop-bench"))
+}
+
 /// Builds virtiofsd from crates.io, if it is not there.
 ///
 /// # Errors
