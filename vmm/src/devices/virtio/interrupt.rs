@@ -61,7 +61,7 @@ impl Fault {
     }
 
     /// Says that the device has stopped because of `reason`. A fault that is raised already stays as it is, so a guest can
-    /// cause one line of log for each reset that it does, and no more.
+    /// cause one line of log for each reset that it does, and no more; how many of those are said is up to the logger.
     pub fn raise(&self, reason: &dyn std::error::Error) {
         let before = self.status.fetch_or(STATUS_NEEDS_RESET, Ordering::SeqCst);
         if before & STATUS_NEEDS_RESET == 0 {
