@@ -58,6 +58,31 @@ pub fn benchmarks() -> Result<PathBuf> {
     Ok(target().join("release/orlop-bench"))
 }
 
+/// Builds the guest that drives its devices wrongly. It is a workspace of its own, since it has no operating system.
+///
+/// # Errors
+/// When it does not compile.
+pub fn make_hostile_guest() -> Result<()> {
+    step("building the hostile guest");
+    let mut command = cargo_command();
+    command
+        .args(["build", "--release", "--locked", "--manifest-path"])
+        .arg(source().join("tests/hostile-guest/Cargo.toml"))
+        .arg("--target-dir")
+        .arg(hostile_guest_target());
+    run(command)
+}
+
+/// Where the guest is that drives its devices wrongly, an ELF file for the VMM to boot.
+#[must_use]
+pub fn hostile_guest() -> PathBuf {
+    hostile_guest_target().join("release/hostile-guest")
+}
+
+fn hostile_guest_target() -> PathBuf {
+    target().join("hostile-guest")
+}
+
 /// Builds virtiofsd from crates.io, if it is not there.
 ///
 /// # Errors

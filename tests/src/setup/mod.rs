@@ -2,7 +2,7 @@
 //!
 //! - [`debian`]: packages, installed or only unpacked;
 //! - [`emulator`]: a QEMU that is new enough;
-//! - [`build`]: the workspace's programs, the static agent, virtiofsd;
+//! - [`build`]: the workspace's programs, the static agent, virtiofsd, the hostile guest;
 //! - [`guest`]: the guest's kernel and initramfs;
 //! - [`own_kernel`]: the guest's kernel of our own.
 
@@ -40,13 +40,14 @@ pub fn everything() -> Result<()> {
     Ok(())
 }
 
-/// What the tests need beyond that: guests' kernels of other kinds.
+/// What the tests need beyond that: guests' kernels of other kinds, and a guest that is no kernel.
 ///
 /// # Errors
 /// When a step fails; the error says which and what to do.
 pub fn for_tests() -> Result<()> {
     everything()?;
     let cache = Cache::open()?;
+    build::make_hostile_guest()?;
     debian::kernel(NEWER_KERNEL, &cache.newer_guest_kernel())?;
     own_kernel::build()?;
     Ok(())

@@ -1,0 +1,70 @@
+//! What is done wrong: each attack breaks a rule of virtio 1.2, whose clause stands beside it, and looks at what the device says.
+//!
+//! - [`layout`]: rings that cannot be where, or as large as, the driver says;
+//! - [`chains`]: descriptors that contradict themselves; [`indirect`]: tables of descriptors that do;
+//! - [`heads`]: the ring of available heads;
+//! - [`requests`]: what is asked of the disk;
+//! - [`registers`]: writes at the wrong time, selectors and vectors out of range; [`accesses`]: the wrong sizes and places;
+//! - [`randomness`]: the worst of these, done to another device.
+
+mod accesses;
+mod chains;
+mod heads;
+mod indirect;
+mod layout;
+mod randomness;
+mod registers;
+mod requests;
+
+use crate::disk::{self, Disk};
+use crate::outcome::Outcome;
+use crate::stage::Stage;
+
+/// One way to do harm.
+pub struct Attack {
+    /// What the story calls it.
+    pub name: &'static str,
+    /// The type of the device that it is done to.
+    pub on: u16,
+    /// Does it, and says whether the device was right.
+    pub run: fn(&mut Stage) -> Outcome,
+}
+
+impl Attack {
+    /// On the disk.
+    const fn disk(name: &'static str, run: fn(&mut Stage) -> Outcome) -> Self {
+        Attack {
+            name,
+            on: disk::KIND,
+            run,
+        }
+    }
+}
+
+/// All of them, in order.
+pub fn all() -> impl Iterator<Item = &'static Attack> {
+    [
+        layout::ATTACKS,
+        chains::ATTACKS,
+        indirect::ATTACKS,
+        heads::ATTACKS,
+        requests::ATTACKS,
+        registers::ATTACKS,
+        accesses::ATTACKS,
+        randomness::ATTACKS,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// Brings the disk up, lets `spoil` make it a request with head 0, and waits until it asks for a reset.
+fn breaks(stage: &mut Stage, spoil: impl FnOnce(&mut Disk, u64)) -> Outcome {
+    let end = stage.ram_end;
+    let disk = &mut stage.disk;
+    disk.driver.bring_up()?;
+    disk.prepare_known();
+    spoil(disk, end);
+    disk.driver.ring.offer(0);
+    disk.driver.kick();
+    disk.driver.device.needs_reset()
+}

@@ -1,0 +1,134 @@
+//! A driver that does as it should (virtio 1.2, 3.1.1), step by step, so that an attack can put something between two steps.
+
+use crate::device::{
+    DRIVER_FEATURE, DRIVER_FEATURE_SELECT, Device, FEATURE, FEATURE_SELECT, NO_VECTOR,
+    QUEUE_DESCRIPTORS, QUEUE_DEVICE, QUEUE_DRIVER, QUEUE_ENABLE, QUEUE_NOTIFY_OFFSET, QUEUE_SELECT,
+    QUEUE_SIZE, QUEUE_VECTOR, STATUS, status,
+};
+use crate::mmio::{self, Width};
+use crate::outcome::{Outcome, becomes, is, there};
+use crate::ring::{Ring, SIZE, Used};
+
+/// VIRTIO_F_INDIRECT_DESC
+const INDIRECT_DESC: u64 = 1 << 28;
+/// VIRTIO_F_VERSION_1
+pub const VERSION_1: u64 = 1 << 32;
+/// What is asked of every device.
+const FEATURES: u64 = VERSION_1 | INDIRECT_DESC;
+
+/// A device and the ring that is its first queue.
+#[derive(Debug)]
+pub struct Driver {
+    /// The device.
+    pub device: Device,
+    /// The ring.
+    pub ring: Ring,
+    /// Where it is kicked.
+    pub kick_at: u64,
+}
+
+impl Driver {
+    /// For the device, with a ring in the memory from `base` on.
+    pub fn new(device: Device, base: u64) -> Self {
+        Driver {
+            device,
+            ring: Ring::new(base),
+            kick_at: device.kick_register(0),
+        }
+    }
+
+    /// What the device offers.
+    pub fn offered(&self) -> u64 {
+        self.device.put(FEATURE_SELECT, 0);
+        let low = self.device.get(FEATURE);
+        self.device.put(FEATURE_SELECT, 1);
+        low | self.device.get(FEATURE) << 32
+    }
+
+    /// Takes these features.
+    pub fn take(&self, features: u64) {
+        self.device.put(DRIVER_FEATURE_SELECT, 0);
+        self.device.put(DRIVER_FEATURE, features & 0xffff_ffff);
+        self.device.put(DRIVER_FEATURE_SELECT, 1);
+        self.device.put(DRIVER_FEATURE, features >> 32);
+    }
+
+    /// Resets the device and says hello.
+    pub fn greet(&self) -> Outcome {
+        self.device.reset()?;
+        self.device.put(STATUS, status::ACKNOWLEDGE);
+        self.device
+            .put(STATUS, status::ACKNOWLEDGE | status::DRIVER);
+        Ok(())
+    }
+
+    /// Resets the device and agrees on features.
+    pub fn negotiate(&self) -> Outcome {
+        const AGREED: u64 = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
+        self.greet()?;
+        is(
+            "what is offered of what is needed",
+            self.offered() & FEATURES,
+            FEATURES,
+        )?;
+        self.take(FEATURES);
+        self.device.put(STATUS, AGREED);
+        is("the status", self.device.get(STATUS), AGREED)
+    }
+
+    /// Says where the first queue is, and does not enable it.
+    pub fn lay_out(&mut self) {
+        self.ring.clear();
+        let device = &self.device;
+        device.put(QUEUE_SELECT, 0);
+        self.kick_at = device.kick_register(device.get(QUEUE_NOTIFY_OFFSET));
+        device.put(QUEUE_SIZE, SIZE.into());
+        device.put(QUEUE_VECTOR, NO_VECTOR);
+        device.put_address(QUEUE_DESCRIPTORS, self.ring.descriptors());
+        device.put_address(QUEUE_DRIVER, self.ring.driver());
+        device.put_address(QUEUE_DEVICE, self.ring.device());
+    }
+
+    /// Enables the selected queue.
+    pub fn enable(&self) {
+        self.device.put(QUEUE_ENABLE, 1);
+    }
+
+    /// Says that the driver is ready.
+    pub fn go(&self) {
+        self.device.put(STATUS, status::RUNNING);
+    }
+
+    /// From whatever state to a device that works.
+    pub fn bring_up(&mut self) -> Outcome {
+        self.negotiate()?;
+        self.lay_out();
+        self.enable();
+        self.go();
+        self.device.runs()
+    }
+
+    /// Says that something is available.
+    pub fn kick(&self) {
+        mmio::write(self.kick_at, Width::Two, 0);
+    }
+
+    /// Makes a head available, and waits until the device gives something back.
+    pub fn ask(&mut self, head: u16) -> Outcome<Used> {
+        self.ring.offer(head);
+        self.kick();
+        self.answer()
+    }
+
+    /// Waits until the device gives something back.
+    pub fn answer(&mut self) -> Outcome<Used> {
+        let wanted = self.ring.awaited();
+        let look = || {
+            // Leaves the guest, so that the host has the processor.
+            self.device.get(STATUS);
+            self.ring.used_index().into()
+        };
+        becomes("the device's index", wanted.into(), look)?;
+        there("what the device gave back", self.ring.take())
+    }
+}

@@ -1,0 +1,68 @@
+//! A guest that means harm: no operating system, only drivers that do one thing wrong after the other.
+//!
+//! It finds the VM's disk and its source of randomness, and goes through the list in [`attacks`]. Each attack breaks one rule of virtio
+//! 1.2 and looks whether the device says so, or whether what was done had no effect. Afterwards the other device must still work, and
+//! so must the attacked one once it is reset: it reads a sector whose content is known.
+//!
+//! The serial port tells of it: a line `ok NAME` or `FAILED NAME: why` for each attack, `round N over` for each time that the list was
+//! gone through, and at the end how many attacks there were. Then the guest powers itself off. It goes on to the next round when the
+//! host lets it, by a number in the disk's first sector ([`gate`]); so whoever tests the VMM can look at it in between.
+//!
+//! - [`boot`]: the first instructions, and the end;
+//! - [`runtime`]: what the compiler takes for granted;
+//! - [`ports`], [`mmio`], [`ram`]: the three ways to reach something; [`serial`]: printing;
+//! - [`pci`]: finding functions; [`device`]: the registers of a virtio device; [`ring`]: a split virtqueue's memory;
+//! - [`driver`]: how a device is brought up rightly; [`disk`] and [`entropy`]: what to ask of the two devices;
+//! - [`stage`]: both devices, and what must hold after every attack.
+
+#![no_std]
+#![no_main]
+
+#[macro_use]
+mod serial;
+
+mod attacks;
+mod boot;
+mod device;
+mod disk;
+mod driver;
+mod entropy;
+mod gate;
+mod mmio;
+mod outcome;
+mod pci;
+mod ports;
+mod ram;
+mod ring;
+mod runtime;
+mod stage;
+
+use outcome::Outcome;
+use stage::Stage;
+
+/// Goes through the list until the host has seen enough, or something failed.
+fn run(zero_page: u64) -> Outcome {
+    let mut stage = Stage::set_up(zero_page)?;
+    let (mut round, mut passed, mut failed) = (0u64, 0u32, 0u32);
+    loop {
+        round += 1;
+        for attack in attacks::all() {
+            match stage.survives(attack) {
+                Ok(()) => {
+                    passed += 1;
+                    say!("ok {}", attack.name);
+                }
+                Err(complaint) => {
+                    failed += 1;
+                    say!("FAILED {}: {complaint}", attack.name);
+                }
+            }
+        }
+        say!("round {round} over");
+        if failed > 0 || !gate::another(&mut stage.disk, round)? {
+            break;
+        }
+    }
+    say!("{round} rounds: {passed} ok, {failed} failed");
+    Ok(())
+}

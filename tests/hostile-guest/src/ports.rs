@@ -1,0 +1,37 @@
+//! Port I/O, and what is only reached by it: the way out of the VM.
+
+use core::arch::asm;
+
+/// The sleep control register, where the VM's DSDT says (ACPI 6.5, 4.8.3.7), and what enters S5.
+const SLEEP_CONTROL: u16 = 0x600;
+const SLEEP_OFF: u8 = 1 << 5 | 5 << 2;
+/// The reset register (ACPI 6.5, 4.8.3.6), and what resets.
+const RESET: u16 = 0x602;
+const RESET_VALUE: u8 = 1;
+
+/// Writes a byte to a port.
+pub fn write(port: u16, value: u8) {
+    // SAFETY: no port of this VM touches the guest's memory.
+    unsafe {
+        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags));
+    }
+}
+
+/// Powers the VM off.
+pub fn power_off() -> ! {
+    write(SLEEP_CONTROL, SLEEP_OFF);
+    stop()
+}
+
+/// Resets the VM.
+pub fn reset() -> ! {
+    write(RESET, RESET_VALUE);
+    stop()
+}
+
+fn stop() -> ! {
+    loop {
+        // SAFETY: interrupts are off, so this is the end.
+        unsafe { asm!("hlt", options(nomem, nostack, preserves_flags)) };
+    }
+}

@@ -1,0 +1,59 @@
+//! Both devices, and what must hold after every attack.
+
+use crate::attacks::Attack;
+use crate::device::Device;
+use crate::disk::{self, Disk};
+use crate::entropy::{self, Entropy};
+use crate::outcome::{Outcome, is, there};
+use crate::ram;
+
+/// The memory of each device's ring and buffers.
+const SHARE: u64 = 8 << 20;
+
+/// The devices.
+#[derive(Debug)]
+pub struct Stage {
+    /// The disk.
+    pub disk: Disk,
+    /// The source of randomness.
+    pub entropy: Entropy,
+    /// Where RAM ends, below the hole.
+    pub ram_end: u64,
+}
+
+impl Stage {
+    /// Finds the devices and sees them work.
+    pub fn set_up(zero_page: u64) -> Outcome<Self> {
+        let ram_end = ram::end(zero_page);
+        is("whether the arena is RAM", ram::ARENA.end <= ram_end, true)?;
+        let disk = there("the disk", Device::find(disk::KIND))?;
+        let entropy = there("the source of randomness", Device::find(entropy::KIND))?;
+        let mut stage = Stage {
+            disk: Disk::new(disk, ram::ARENA.start),
+            entropy: Entropy::new(entropy, ram::ARENA.start + SHARE),
+            ram_end,
+        };
+        stage.all_is_well()?;
+        Ok(stage)
+    }
+
+    /// Attacks, and looks at what is left: first the devices as they are, then after a reset.
+    pub fn survives(&mut self, attack: &Attack) -> Outcome {
+        let attacked = (attack.run)(self);
+        // The other device has not noticed. One that was attacked itself works again after the reset below.
+        let neighbour = match attack.on {
+            disk::KIND => self.entropy.works(),
+            _ => self.disk.works(),
+        };
+        let after = self.all_is_well();
+        attacked.and(neighbour).and(after)
+    }
+
+    /// Resets both devices and sees them work.
+    fn all_is_well(&mut self) -> Outcome {
+        self.disk.driver.bring_up()?;
+        self.disk.works()?;
+        self.entropy.driver.bring_up()?;
+        self.entropy.works()
+    }
+}
