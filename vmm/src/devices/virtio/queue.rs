@@ -6,7 +6,7 @@
 
 mod chain;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 pub use chain::{Chain, Segment};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
@@ -15,8 +15,12 @@ use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::GuestMemory;
 
-/// Where the ring of heads begins in the driver area, behind flags and idx.
-const AVAIL_RING_OFFSET: u64 = 4;
+/// Where the ring begins in the driver area and in the device area, behind flags and idx (virtio 1.2, 2.7.6, 2.7.8).
+const RING_OFFSET: u64 = 4;
+/// Where a ring's idx is.
+const INDEX_OFFSET: u64 = 2;
+/// The size of an element of the used ring: the head, and how much was written (virtio 1.2, 2.7.8).
+const USED_SIZE: u64 = 8;
 
 /// What the guest got wrong.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +108,8 @@ pub struct Queue {
     rings: Rings,
     layout: Layout,
     in_flight: Bits,
+    /// How far the used ring was when it was last asked whether the driver wants an interrupt.
+    told: u16,
 }
 
 impl Queue {
@@ -139,6 +145,7 @@ impl Queue {
             rings,
             layout,
             in_flight: Bits::new(layout.size),
+            told: 0,
         })
     }
 
@@ -174,11 +181,7 @@ impl Queue {
             });
         }
         let slot = u64::from(next % self.layout.size);
-        let entry = self
-            .layout
-            .driver
-            .checked_add(AVAIL_RING_OFFSET + 2 * slot)
-            .ok_or(Error::Invalid)?;
+        let entry = place(self.layout.driver, RING_OFFSET + 2 * slot)?;
         let head = u16::from_le(memory.read_obj(entry).map_err(Error::Memory)?);
         if head >= self.layout.size {
             return Err(Error::DescriptorIndex {
@@ -199,32 +202,71 @@ impl Queue {
     /// # Errors
     /// [`Error::NotInFlight`] for a head that was not taken; or the used ring could not be reached.
     pub fn complete(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), Error> {
-        if !self.in_flight.clear(head) {
-            return Err(Error::NotInFlight(head));
-        }
-        self.rings
-            .add_used(memory, head, written)
-            .map_err(Error::Rings)
+        self.complete_together(memory, &[(head, written)])
     }
 
-    /// Whether the driver wants an interrupt for what was completed since the last call.
+    /// Gives chains back to the driver that mean something only together, each a head with the number of bytes that were written:
+    /// the driver sees all of them or none, for the ring's index moves once.
+    ///
+    /// # Errors
+    /// As of [`Queue::complete`].
+    pub fn complete_together(
+        &mut self,
+        memory: &GuestMemory,
+        chains: &[(u16, u32)],
+    ) -> Result<(), Error> {
+        let mut index = self.rings.next_used();
+        for (head, written) in chains {
+            if !self.in_flight.clear(*head) {
+                return Err(Error::NotInFlight(*head));
+            }
+            let slot = u64::from(index % self.layout.size);
+            let element = [u32::from(*head).to_le(), written.to_le()];
+            memory
+                .write_obj(
+                    element,
+                    place(self.layout.device, RING_OFFSET + USED_SIZE * slot)?,
+                )
+                .map_err(Error::Memory)?;
+            index = index.wrapping_add(1);
+        }
+        self.rings.set_next_used(index);
+        memory
+            .store(
+                index.to_le(),
+                place(self.layout.device, INDEX_OFFSET)?,
+                Ordering::Release,
+            )
+            .map_err(Error::Memory)
+    }
+
+    /// Whether the driver wants an interrupt for what was completed since the last call, if anything was.
     ///
     /// # Errors
     /// When the rings cannot be reached.
     pub fn needs_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, Error> {
-        // This also orders what was completed before the look at what the driver wants.
-        let needed = self
-            .rings
-            .needs_notification(memory)
-            .map_err(Error::Rings)?;
-        if self.rings.event_idx_enabled() {
-            return Ok(needed);
+        // What was completed must be there for a driver that looks once more before it sleeps, before we look at what it wants.
+        fence(Ordering::SeqCst);
+        let index = self.rings.next_used();
+        let told = std::mem::replace(&mut self.told, index);
+        if index == told {
+            return Ok(false);
         }
-        // Without event-idx the driver has a flag, at which the crate does not look (virtio 1.2, 2.7.7.2).
-        let flags: u16 = memory
-            .load(self.layout.driver, Ordering::Relaxed)
-            .map_err(Error::Memory)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let read = |place| -> Result<u16, Error> {
+            let word: u16 = memory
+                .load(place, Ordering::Relaxed)
+                .map_err(Error::Memory)?;
+            Ok(u16::from_le(word))
+        };
+        if self.rings.event_idx_enabled() {
+            // It wants one when the index passes what it wrote behind its ring (2.7.7.2, 2.7.10).
+            let size = u64::from(self.layout.size);
+            let event = read(place(self.layout.driver, RING_OFFSET + 2 * size)?)?;
+            return Ok(index.wrapping_sub(event).wrapping_sub(1) < index.wrapping_sub(told));
+        }
+        // Without event-idx the driver has a flag (2.7.7.2).
+        let flags = read(self.layout.driver)?;
+        Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
     /// Asks the driver not to kick.
@@ -245,6 +287,11 @@ impl Queue {
     pub fn enable_kicks(&mut self, memory: &GuestMemory) -> Result<bool, Error> {
         self.rings.enable_notification(memory).map_err(Error::Rings)
     }
+}
+
+/// What is `offset` bytes behind `start`.
+fn place(start: GuestAddress, offset: u64) -> Result<GuestAddress, Error> {
+    start.checked_add(offset).ok_or(Error::Invalid)
 }
 
 /// Which heads are in flight.

@@ -104,6 +104,36 @@ fn an_empty_ring_has_nothing() {
 }
 
 #[test]
+fn chains_that_belong_together_are_seen_together() {
+    for event_idx in [false, true] {
+        let mut driver = TestQueue::new(&ram(RAM), 0x1000, SIZE, event_idx);
+        let memory = driver.memory.clone();
+        let mut queue = driver.queue();
+        // Over the end of the ring, and of its index.
+        for round in 0..30_000u32 {
+            let heads: Vec<_> = (0..3)
+                .map(|_| driver.add(&[(DATA, 16, true)]).unwrap())
+                .collect();
+            let mut used = Vec::new();
+            for written in 1..=3 {
+                used.push((queue.pop(&memory).unwrap().unwrap().head(), written));
+            }
+            assert_eq!(driver.take_used(), None);
+            queue.complete_together(&memory, &used).unwrap();
+            // The driver asked for an interrupt at the first of them.
+            assert!(queue.needs_interrupt(&memory).unwrap(), "round {round}");
+            for (head, written) in (heads.iter()).zip(1..) {
+                assert_eq!(driver.take_used(), Some((*head, written)));
+            }
+        }
+        assert_err!(
+            queue.complete_together(&memory, &[(0, 1)]),
+            Error::NotInFlight(0)
+        );
+    }
+}
+
+#[test]
 fn indices_wrap_around() {
     for event_idx in [false, true] {
         let mut driver = TestQueue::new(&ram(RAM), 0x1000, SIZE, event_idx);
