@@ -23,6 +23,7 @@ pub mod transport;
 pub mod vsock;
 pub mod worker;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use interrupt::{Fault, Interrupt};
@@ -79,8 +80,14 @@ pub trait Device: Send {
     /// The largest size of each of its queues; a power of two up to 32768.
     fn queue_sizes(&self) -> &[u16];
 
-    /// Its configuration space (virtio 1.2, 2.5), little-endian. Reads beyond its end give zeros.
-    fn config(&self) -> &[u8];
+    /// Its configuration space as it is now (virtio 1.2, 2.5), little-endian. Reads beyond its end give zeros.
+    fn config(&self) -> Cow<'_, [u8]>;
+
+    /// A number that is another one whenever the configuration space has changed (virtio 1.2, 2.5.1), by which a driver knows that it
+    /// must read once more. A device that changes its space also triggers [`Active::config_changed`].
+    fn config_generation(&self) -> u8 {
+        0
+    }
 
     /// The driver wrote to the configuration space. Most devices have nothing there to write, and ignore it.
     fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
@@ -137,6 +144,8 @@ pub struct Active {
     pub queues: Vec<Option<ActiveQueue>>,
     /// For what the guest gets wrong.
     pub fault: Fault,
+    /// To be triggered when the configuration space has changed (virtio 1.2, 4.1.5.4).
+    pub config_changed: Interrupt,
 }
 
 impl Active {

@@ -2,6 +2,7 @@
 //!
 //! One queue, whose buffers the device fills. The bytes come from `/dev/urandom`, straight into guest memory.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -72,8 +73,8 @@ impl Device for Rng {
         &[QUEUE_SIZE]
     }
 
-    fn config(&self) -> &[u8] {
-        &[]
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&[])
     }
 
     fn start(&mut self, mut active: Active) -> Result<(), StartError> {

@@ -208,6 +208,7 @@ impl TestTransport {
                 self.status.clone(),
                 Interrupt::new(self.config.clone()),
             ),
+            config_changed: Interrupt::new(self.config.clone()),
         }
     }
 

@@ -13,6 +13,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -114,8 +115,8 @@ impl Device for Blk {
         &self.queue_sizes
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn start(&mut self, mut active: Active) -> Result<(), StartError> {

@@ -7,6 +7,7 @@ mod backend;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -103,8 +104,8 @@ impl Device for Fs {
         &QUEUE_SIZES
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn start(&mut self, mut active: Active) -> Result<(), StartError> {

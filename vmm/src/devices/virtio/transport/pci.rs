@@ -133,8 +133,7 @@ impl VirtioPci {
             0x10 => machine.config_vector.into(),
             0x12 => machine.queue_count().into(),
             0x14 => machine.status().into(),
-            // Configuration spaces do not change, so their generation does not.
-            0x15 => 0,
+            0x15 => machine.config_generation().into(),
             0x16 => self.queue_select.into(),
             0x18 => queue.size.into(),
             0x1a => queue.vector.into(),

@@ -3,6 +3,7 @@
 //! What may be written when is decided here and nowhere else: features only before FEATURES_OK, queues only before DRIVER_OK and
 //! before they are enabled.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -100,8 +101,13 @@ impl Machine {
     }
 
     /// Its configuration space.
-    pub fn config(&self) -> &[u8] {
+    pub fn config(&self) -> Cow<'_, [u8]> {
         self.device.config()
+    }
+
+    /// Which state its configuration space is in.
+    pub fn config_generation(&self) -> u8 {
+        self.device.config_generation()
     }
 
     /// What it has done.
@@ -214,12 +220,13 @@ impl Machine {
     }
 
     fn start(&mut self, event: impl Fn(u16) -> Interrupt) {
+        let config_changed = event(self.config_vector);
         let fault = Fault::new(
             self.device.kind().name(),
             self.status.clone(),
-            event(self.config_vector),
+            config_changed.clone(),
         );
-        match self.active(&fault, event) {
+        match self.active(&fault, config_changed, event) {
             Ok(active) => {
                 if let Err(error) = self.device.start(active) {
                     fault.raise(&error);
@@ -232,6 +239,7 @@ impl Machine {
     fn active(
         &self,
         fault: &Fault,
+        config_changed: Interrupt,
         event: impl Fn(u16) -> Interrupt,
     ) -> Result<Active, Box<dyn std::error::Error>> {
         let event_idx = self.driver_features & F_RING_EVENT_IDX != 0;
@@ -259,6 +267,7 @@ impl Machine {
             features: self.driver_features,
             queues,
             fault: fault.clone(),
+            config_changed,
         })
     }
 

@@ -7,7 +7,7 @@ use super::pci::VirtioPci;
 use super::test_wires::Wires;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::test_driver::{PATIENCE, TestQueue, ram};
-use crate::devices::virtio::{F_RING_EVENT_IDX, F_VERSION_1, GuestMemory};
+use crate::devices::virtio::{Device, F_RING_EVENT_IDX, F_VERSION_1, GuestMemory};
 use crate::pci::Function;
 
 pub const FEATURE_SELECT: u64 = 0x00;
@@ -17,6 +17,7 @@ pub const DRIVER_FEATURE: u64 = 0x0c;
 pub const CONFIG_VECTOR: u64 = 0x10;
 pub const QUEUE_COUNT: u64 = 0x12;
 pub const STATUS: u64 = 0x14;
+pub const CONFIG_GENERATION: u64 = 0x15;
 pub const QUEUE_SELECT: u64 = 0x16;
 pub const QUEUE_SIZE: u64 = 0x18;
 pub const QUEUE_VECTOR: u64 = 0x1a;
@@ -48,10 +49,15 @@ pub struct Guest {
 impl Guest {
     /// A function with virtio-rng, and where its queue shall be.
     pub fn new() -> Self {
+        Self::with(Box::new(Rng::open().unwrap()))
+    }
+
+    /// A function with another device.
+    pub fn with(device: Box<dyn Device>) -> Self {
         let memory = ram(0x10_0000);
         let wires = Wires::new();
-        let rng = Box::new(Rng::open().unwrap());
-        let function = VirtioPci::new(rng, memory.clone(), wires.clone(), wires.clone()).unwrap();
+        let function =
+            VirtioPci::new(device, memory.clone(), wires.clone(), wires.clone()).unwrap();
         Guest {
             function,
             queue: TestQueue::new(&memory, 0x1000, 16, true),

@@ -1,10 +1,14 @@
 //! A device behind its PCI function, configured rightly and wrongly.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use super::test_guest::*;
 use crate::devices::virtio::test_driver::{PATIENCE, Random, wait};
-use crate::devices::virtio::{F_RING_EVENT_IDX, F_RING_INDIRECT_DESC, F_VERSION_1};
+use crate::devices::virtio::{
+    Active, Device, F_RING_EVENT_IDX, F_RING_INDIRECT_DESC, F_VERSION_1, Interrupt, Kind,
+    StartError,
+};
 use crate::pci::Function;
 
 #[test]
@@ -222,6 +226,68 @@ fn queues_and_vectors_that_do_not_exist() {
         assert_eq!(guest.get(CONFIG_VECTOR, 2), 0xffff);
     }
     assert_eq!(guest.get(DEVICE, 8), 0, "virtio-rng has no configuration");
+}
+
+/// A device whose configuration space is one byte, which changes when the driver writes it.
+struct Changing {
+    value: u8,
+    changed: Option<Interrupt>,
+}
+
+impl Device for Changing {
+    fn kind(&self) -> Kind {
+        Kind::Entropy
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[16]
+    }
+
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(vec![self.value])
+    }
+
+    fn config_generation(&self) -> u8 {
+        self.value
+    }
+
+    fn write_config(&mut self, _offset: usize, data: &[u8]) {
+        self.value = data[0];
+        if let Some(changed) = &self.changed {
+            changed.trigger();
+        }
+    }
+
+    fn start(&mut self, active: Active) -> Result<(), StartError> {
+        self.changed = Some(active.config_changed);
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        self.changed = None;
+    }
+}
+
+#[test]
+fn a_configuration_space_that_changes_has_another_generation_and_interrupts() {
+    let mut guest = Guest::with(Box::new(Changing {
+        value: 1,
+        changed: None,
+    }));
+    guest.negotiate(F_VERSION_1);
+    guest.put(CONFIG_VECTOR, 2, 0);
+    guest.lay_out();
+    guest.put(STATUS, 1, RUNNING);
+    assert_eq!(guest.get(CONFIG_GENERATION, 1), 1);
+    assert_eq!(guest.get(PENDING, 8) & 1, 0);
+    guest.put(DEVICE, 1, 7);
+    assert_eq!(guest.get(DEVICE, 4), 7);
+    assert_eq!(guest.get(CONFIG_GENERATION, 1), 7);
+    assert_eq!(guest.get(PENDING, 8) & 1, 1, "the interrupt");
 }
 
 #[test]

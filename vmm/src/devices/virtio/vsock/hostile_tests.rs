@@ -251,7 +251,7 @@ fn the_socket_is_its_user_s_alone_and_goes_with_the_device() {
     let vsock = Vsock::new(3, path.clone()).unwrap();
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    assert_eq!(vsock.config(), 3u64.to_le_bytes());
+    assert_eq!(*vsock.config(), 3u64.to_le_bytes());
     let taken = Vsock::new(3, path.clone()).unwrap_err();
     assert!(matches!(taken, CreateError::Exists { .. }), "{taken}");
     drop(vsock);

@@ -24,6 +24,7 @@ mod to_host;
 #[cfg(test)]
 mod traffic_tests;
 
+use std::borrow::Cow;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
@@ -137,8 +138,8 @@ impl Device for Vsock {
         &QUEUE_SIZES
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn start(&mut self, mut active: Active) -> Result<(), StartError> {
