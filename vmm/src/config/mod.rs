@@ -1,9 +1,11 @@
 //! What the user asked for: plain values, checked where they are made, with messages that say what to change.
 
+mod net;
 mod parse;
 
 use std::path::PathBuf;
 
+pub use net::{MacAddress, NetConfig, TapConfig, TapName};
 pub use parse::ParseError;
 
 /// One VM.
@@ -19,6 +21,8 @@ pub struct VmConfig {
     pub memory: MemorySize,
     /// Its disks, in the order of their PCI addresses.
     pub disks: Vec<DiskConfig>,
+    /// Its network devices, in the order of their PCI addresses, behind the disks.
+    pub nets: Vec<NetConfig>,
     /// Where its serial port goes.
     pub console: ConsoleConfig,
     /// Whether a guest that resets itself boots again; otherwise that is the VM's end.

@@ -13,6 +13,12 @@ use super::{
 #[error("{0}")]
 pub struct ParseError(String);
 
+impl ParseError {
+    pub(super) fn new(text: impl Into<String>) -> Self {
+        ParseError(text.into())
+    }
+}
+
 impl VmName {
     /// The longest name, which is the longest id of containerd's.
     const MAX: usize = 76;
@@ -204,13 +210,13 @@ impl FromStr for FsConfig {
 }
 
 /// `key=value` and `key`, separated by commas.
-struct Fields<'t> {
+pub(super) struct Fields<'t> {
     form: &'static str,
     fields: Vec<(&'t str, Option<&'t str>)>,
 }
 
 impl<'t> Fields<'t> {
-    fn of(text: &'t str, form: &'static str) -> Result<Self, ParseError> {
+    pub(super) fn of(text: &'t str, form: &'static str) -> Result<Self, ParseError> {
         let mut fields: Vec<(&str, Option<&str>)> = Vec::new();
         for field in text.split(',') {
             let (key, value) = match field.split_once('=') {
@@ -225,7 +231,7 @@ impl<'t> Fields<'t> {
         Ok(Fields { form, fields })
     }
 
-    fn take(&mut self, key: &str) -> Option<&'t str> {
+    pub(super) fn take(&mut self, key: &str) -> Option<&'t str> {
         let at = self
             .fields
             .iter()
@@ -236,8 +242,12 @@ impl<'t> Fields<'t> {
     fn required(&mut self, key: &str) -> Result<String, ParseError> {
         match self.take(key) {
             Some(value) if !value.is_empty() => Ok(value.into()),
-            _ => Err(ParseError(format!("{key} is missing; write {}", self.form))),
+            _ => Err(self.missing(key)),
         }
+    }
+
+    pub(super) fn missing(&self, what: &str) -> ParseError {
+        ParseError(format!("{what} is missing; write {}", self.form))
     }
 
     fn path(&mut self, key: &str) -> Result<PathBuf, ParseError> {
@@ -252,7 +262,7 @@ impl<'t> Fields<'t> {
         at.map(|at| self.fields.remove(at)).is_some()
     }
 
-    fn end(self) -> Result<(), ParseError> {
+    pub(super) fn end(self) -> Result<(), ParseError> {
         match self.fields.first() {
             None => Ok(()),
             Some((key, _)) => Err(ParseError(format!(

@@ -11,12 +11,13 @@ use super::{Error, Front, Machine, Vm};
 use crate::arch::x86_64::regs::Entry;
 use crate::arch::x86_64::{acpi, cpuid, layout, regs};
 use crate::bus::Bus;
-use crate::config::{DiskSerial, VmConfig};
+use crate::config::{DiskSerial, MacAddress, TapConfig, VmConfig};
 use crate::control::EndOfLife;
 use crate::devices::console::Console;
 use crate::devices::power::{I8042, Power};
 use crate::devices::pvpanic::PvPanic;
 use crate::devices::virtio::blk::{self, Blk};
+use crate::devices::virtio::net::{self, Net};
 use crate::devices::virtio::transport::pci::VirtioPci;
 use crate::devices::virtio::{self, GuestMemory, fs::Fs, rng::Rng, vsock::Vsock};
 use crate::irq::Routes;
@@ -133,7 +134,7 @@ fn interrupt_controllers(vm: &Arc<VmFd>) -> Result<Arc<Routes>, Error> {
     Ok(Arc::new(Routes::new(vm.clone())?))
 }
 
-/// The devices in the order of their PCI addresses: randomness, disks, vsock, shared directories.
+/// The devices in the order of their PCI addresses: randomness, disks, network, vsock, shared directories.
 pub(super) fn virtio_devices(
     config: &VmConfig,
     paths: &mut Vec<Unlink>,
@@ -146,6 +147,14 @@ pub(super) fn virtio_devices(
             queues: config.vcpus.get().into(),
         };
         devices.push(Box::new(Blk::open(&disk.path, options)?));
+    }
+    for net in &config.nets {
+        let tap = match &net.tap {
+            TapConfig::Named(name, queues) => net::Source::Named(name.as_str().into(), *queues),
+            TapConfig::Given(fds) => net::Source::Given(fds.clone()),
+        };
+        let mac = net.mac.map(MacAddress::bytes);
+        devices.push(Box::new(Net::open(&tap, mac)?));
     }
     if let Some(vsock) = &config.vsock {
         devices.push(Box::new(Vsock::new(

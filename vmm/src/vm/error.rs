@@ -47,6 +47,9 @@ pub enum Error {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] virtio::blk::OpenError),
+    /// A network device.
+    #[error(transparent)]
+    Net(#[from] virtio::net::CreateError),
     /// Randomness.
     #[error(transparent)]
     Rng(#[from] virtio::rng::OpenError),

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use orlop_vmm::config::{
-    ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, FsConfig, KernelConfig, MemorySize, VcpuCount,
-    VmConfig, VmName, VsockConfig,
+    ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, FsConfig, KernelConfig, MemorySize, NetConfig,
+    VcpuCount, VmConfig, VmName, VsockConfig,
 };
 use orlop_vmm::vm::{self, Outcome};
 
@@ -20,6 +20,7 @@ Exit status:
 Examples:
   orlop run --kernel vmlinux --initramfs initramfs.cpio
   orlop run --kernel vmlinuz --disk path=root.img --cmdline 'console=ttyS0 root=/dev/vda' --cpus 2 --memory 1G
+  orlop run --kernel vmlinux --initramfs initramfs.cpio --net tap=orlop0
   orlop run --kernel vmlinux --initramfs initramfs.cpio --console file=vm.log --vsock socket=/run/vm.sock";
 
 /// The flags of `orlop run`.
@@ -47,6 +48,13 @@ pub struct Arguments {
     /// (repeatable)
     #[arg(long = "disk", value_name = "path=FILE[,readonly][,serial=TEXT]")]
     disks: Vec<DiskConfig>,
+    /// A network card on a tap of the host, which is told by its name, and made if it is absent, or by descriptors that are open
+    /// already, one for each pair of queues; with a MAC address of its own if it is to have one (repeatable)
+    #[arg(
+        long = "net",
+        value_name = "tap=NAME[,queues=N][,mac=MAC]|fd=N[:N...][,mac=MAC]"
+    )]
+    nets: Vec<NetConfig>,
     /// Where the serial port goes
     #[arg(long, value_name = "stdio|null|file=FILE", default_value = "stdio")]
     console: ConsoleConfig,
@@ -80,6 +88,7 @@ impl Arguments {
             vcpus: self.cpus,
             memory: self.memory,
             disks: self.disks,
+            nets: self.nets,
             console: self.console,
             reboot: !self.no_reboot,
             api_socket: self.api_socket,
@@ -158,6 +167,8 @@ mod tests {
             "--memory=1G",
             "--disk=path=a",
             "--disk=path=b,readonly,serial=root",
+            "--net=tap=orlop0,queues=2",
+            "--net=fd=9,mac=02:00:00:00:00:01",
             "--console=null",
             "--api-socket=s",
             "--vsock=socket=v,cid=7",
@@ -168,6 +179,8 @@ mod tests {
         assert_eq!(config.disks.len(), 2);
         assert!(config.disks[1].readonly);
         assert!(config.disks[1].serial.is_some());
+        assert_eq!(config.nets.len(), 2);
+        assert!(config.nets[1].mac.is_some());
         assert_eq!(config.vsock.unwrap().cid, 7);
         assert_eq!(config.fs[0].tag, "t");
     }
@@ -178,6 +191,7 @@ mod tests {
             ("--cpus=0", "1 to 255"),
             ("--memory=1", "whole MiB"),
             ("--disk=a", "path=FILE"),
+            ("--net=orlop0", "tap=NAME"),
             ("--console=tty", "stdio, null or file=FILE"),
             ("--name=a/b", "begins with a letter"),
         ] {

@@ -127,6 +127,38 @@ pub fn send(stream: &UnixStream, slices: &[VolatileSlice]) -> io::Result<usize> 
     })
 }
 
+/// Reads one packet from `file`, without waiting if that is non-blocking: into `slices`, and what does not fit there into `spill`; says
+/// how many bytes in all. What does not fit there either is lost.
+///
+/// # Errors
+/// `InvalidInput` for more slices than one call takes; or what `readv` says.
+pub fn read_packet(file: &File, slices: &[VolatileSlice], spill: &mut [u8]) -> io::Result<usize> {
+    let mut list: Vec<_> = slices.iter().map(iovec).collect();
+    list.push(libc::iovec {
+        iov_base: spill.as_mut_ptr().cast(),
+        iov_len: spill.len(),
+    });
+    if list.len() > SLICES_MAX {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: as in `read_at`; the last piece is borrowed for us alone.
+    again(|| unsafe { libc::readv(file.as_raw_fd(), list.as_ptr(), list.len() as _) })
+}
+
+/// Writes one packet to `file`, without waiting if that is non-blocking.
+///
+/// # Errors
+/// `InvalidInput` for more slices than one call takes; or what `writev` says.
+pub fn write_packet(file: &File, slices: &[VolatileSlice]) -> io::Result<usize> {
+    if slices.len() > SLICES_MAX {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    transfer(slices, |list, count| {
+        // SAFETY: as in `read_at`; the memory is only read here.
+        unsafe { libc::writev(file.as_raw_fd(), list, count as _) }
+    })
+}
+
 /// What is left of `slices` when `done` bytes of them are done.
 ///
 /// # Errors

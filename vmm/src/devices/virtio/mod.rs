@@ -15,6 +15,7 @@ pub mod blk;
 pub mod fs;
 pub mod guest_io;
 pub mod interrupt;
+pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(test)]
@@ -47,6 +48,8 @@ pub const F_VERSION_1: u64 = 1 << 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Kind {
+    /// 5.1
+    Net = 1,
     /// 5.2
     Block = 2,
     /// 5.4
@@ -61,6 +64,7 @@ impl Kind {
     /// The name that people use, such as `virtio-blk`.
     pub fn name(self) -> &'static str {
         match self {
+            Kind::Net => "virtio-net",
             Kind::Block => "virtio-blk",
             Kind::Entropy => "virtio-rng",
             Kind::Vsock => "virtio-vsock",

@@ -339,6 +339,7 @@ impl Function for VirtioPci {
 /// Class, subclass and interface, for those who look at a list of devices.
 fn class(kind: Kind) -> [u8; 3] {
     match kind {
+        Kind::Net => [0x02, 0x00, 0x00],
         Kind::Block | Kind::FileSystem => [0x01, 0x80, 0x00],
         Kind::Vsock => [0x07, 0x80, 0x00],
         Kind::Entropy => [0x10, 0x00, 0x00],
