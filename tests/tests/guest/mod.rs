@@ -26,6 +26,7 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
+    "virtio_net",
     "virtio_rng",
     "button",
     "evdev",

@@ -1,0 +1,331 @@
+//! A VM's network, as its guest and its host see it.
+
+mod common;
+mod guest;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use common::stage;
+use guest::{Guest, Kernel, control};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use orlop_proto::vmm::v1::DescribeRequest;
+
+const MIB: usize = 1 << 20;
+/// How long a guest may take over its packets on an emulated machine that is busy with other things.
+const LONG: Duration = Duration::from_secs(300);
+
+/// A tap with an address, which is gone when this is dropped.
+struct Tap {
+    name: String,
+    /// The third byte of the addresses: the host is 10.77.N.1, the guest 10.77.N.2.
+    net: u8,
+}
+
+impl Tap {
+    fn new(queues: u16) -> Self {
+        static NETS: AtomicU8 = AtomicU8::new(1);
+        let net = NETS.fetch_add(1, Ordering::Relaxed);
+        let tap = Tap {
+            name: format!("orlop{net}"),
+            net,
+        };
+        let name = &tap.name;
+        let several = if queues > 1 { " multi_queue" } else { "" };
+        ip(&format!("tuntap add dev {name} mode tap{several}"));
+        ip(&format!("addr add 10.77.{net}.1/24 dev {name}"));
+        ip(&format!("link set {name} up"));
+        tap
+    }
+
+    fn host(&self) -> String {
+        format!("10.77.{}.1", self.net)
+    }
+
+    fn guest(&self) -> String {
+        format!("10.77.{}.2", self.net)
+    }
+
+    /// What the guest does to have its end.
+    fn bring_up(&self) -> String {
+        let guest = self.guest();
+        format!("load virtio_net; ip addr add {guest}/24 dev eth0; ip link set eth0 up; ")
+    }
+
+    fn delete(&self) {
+        ip(&format!("link delete {}", self.name));
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // A story may have deleted it.
+        let _ = Command::new("ip")
+            .args(["link", "delete", &self.name])
+            .output();
+    }
+}
+
+fn ip(line: &str) {
+    let done = Command::new("ip").args(line.split(' ')).output().unwrap();
+    assert!(done.status.success(), "ip {line}: {done:?}");
+}
+
+/// Numbers that are the same in every run, other ones for each stream, and nowhere twice.
+fn pattern(stream: usize, mib: usize) -> Vec<u8> {
+    let mut state = (stream as u64) << 32;
+    let mut bytes = Vec::with_capacity(mib * MIB);
+    while bytes.len() < mib * MIB {
+        // splitmix64
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bytes.extend(mixed.to_le_bytes());
+    }
+    bytes
+}
+
+/// Serves one connection on a port of the host's end.
+fn serve<T: Send + 'static>(
+    tap: &Tap,
+    port: usize,
+    serve: impl FnOnce(TcpStream) -> T + Send + 'static,
+) -> JoinHandle<T> {
+    let listener = TcpListener::bind((tap.host(), port as u16)).unwrap();
+    thread::spawn(move || serve(listener.accept().unwrap().0))
+}
+
+/// Checksum errors of TCP, as this machine has counted them.
+fn checksum_errors() -> String {
+    let text = std::fs::read_to_string("/proc/net/snmp").unwrap();
+    let line = text.lines().rfind(|line| line.starts_with("Tcp:")).unwrap();
+    line.rsplit(' ').next().unwrap().to_owned()
+}
+
+/// A guest of `cpus` processors that pings, is pinged, and passes `mib` MiB through each of as many connections as there are queues,
+/// both ways at full size, to the byte.
+fn passes_bytes(queues: u16, cpus: &str, mib: usize, options: &str) -> Vec<(String, u64)> {
+    let Some(stage) = stage() else {
+        return Vec::new();
+    };
+    let tap = Tap::new(queues);
+    let (host, peer, up) = (tap.host(), tap.guest(), tap.bring_up());
+    let script = format!(
+        "{up} mkdir /dev/data; mount -t tmpfs data /dev/data; \
+         echo card $(cat /sys/class/net/eth0/address) mtu $(cat /sys/class/net/eth0/mtu); \
+         echo queues $(ls -d /sys/class/net/eth0/queues/rx-* | wc -l); \
+         ping -c 3 {host} && echo the host answers; \
+         for at in $(seq 1 {queues}); do nc {host} $((7000 + at)) </dev/null >/dev/data/$at & done; wait; \
+         echo got $(cat /dev/data/* | wc -c); \
+         for at in $(seq 1 {queues}); do nc {host} $((8000 + at)) </dev/data/$at >/dev/null & done; wait; \
+         echo checksum errors $(grep ^Tcp: /proc/net/snmp | tail -n 1 | sed 's/.* //'); \
+         nc {host} 9000 </dev/null >/dev/null; poweroff -f"
+    );
+    let streams = 1..=usize::from(queues);
+    let mut downloads = Vec::new();
+    let mut uploads = Vec::new();
+    for at in streams.clone() {
+        let peer = peer.clone();
+        downloads.push(serve(&tap, 7000 + at, move |mut stream| {
+            if at == 1 {
+                let ping = Command::new("busybox")
+                    .args(["ping", "-c", "3", &peer])
+                    .output();
+                assert!(ping.unwrap().status.success(), "the guest does not answer");
+            }
+            stream.write_all(&pattern(at, mib)).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+        }));
+        uploads.push(serve(&tap, 8000 + at, |mut stream| {
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).map(|_| bytes)
+        }));
+    }
+    let guest = Guest::new(Kernel::Vmlinux, &script);
+    let socket = guest.path("control");
+    let described = serve(&tap, 9000, {
+        let socket = socket.clone();
+        move |_stream| {
+            let what = control(&socket, async |mut vm| {
+                vm.describe(DescribeRequest {}).await
+            });
+            what.unwrap()
+        }
+    });
+    let errors = checksum_errors();
+    let running = guest.start(&[
+        "--cpus",
+        cpus,
+        "--memory",
+        "512M",
+        "--api-socket",
+        socket.to_str().unwrap(),
+        "--net",
+        &format!("tap={},mac=02:00:00:12:34:56{options}", tap.name),
+    ]);
+    let ended = running.wait(LONG).unwrap();
+    let output = ended.output();
+    for line in [
+        "card 02:00:00:12:34:56 mtu 1500",
+        &format!("queues {queues}"),
+        "the host answers",
+        &format!("got {}", usize::from(queues) * mib * MIB),
+        "checksum errors 0",
+    ] {
+        assert!(output.contains(&format!("{line}\r\n")), "{line}: {ended:?}");
+    }
+    assert_eq!(ended.status, 0, "{}", ended.error());
+    for download in downloads {
+        download.join().unwrap();
+    }
+    for (at, upload) in streams.zip(uploads) {
+        let bytes = upload.join().unwrap().unwrap();
+        assert!(bytes == pattern(at, mib), "stream {at} came back otherwise");
+    }
+    assert_eq!(checksum_errors(), errors);
+    let described = described.join().unwrap();
+    drop((guest, tap));
+    stage.leaves_nothing();
+    let card = described
+        .devices
+        .into_iter()
+        .find(|device| device.kind == "virtio-net");
+    card.unwrap().counters.into_iter().collect()
+}
+
+#[test]
+fn a_guest_and_its_host_ping_each_other_and_pass_bytes_both_ways() {
+    let counters = passes_bytes(1, "1", 64, "");
+    println!("{counters:?}");
+    for (name, value) in counters {
+        match name.as_str() {
+            "rx_bytes" | "tx_bytes" => assert!(value > 64 << 20, "{name} {value}"),
+            "tx_dropped" | "rx_dropped" => assert_eq!(value, 0, "{name}"),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn four_pairs_of_queues_pass_bytes_for_four_processors() {
+    println!("{:?}", passes_bytes(4, "4", 4, ",queues=4"));
+}
+
+#[test]
+fn a_tap_that_is_deleted_takes_the_link_down_and_the_vm_lives() {
+    let Some(stage) = stage() else { return };
+    let tap = Tap::new(1);
+    let (host, up) = (tap.host(), tap.bring_up());
+    // It sends all the while.
+    let script = format!(
+        "{up} echo carrier $(cat /sys/class/net/eth0/carrier); nc {host} 7001 </dev/zero >/dev/null & \
+         while [ $(cat /sys/class/net/eth0/carrier) = 1 ]; do usleep 100000; done; \
+         echo then carrier $(cat /sys/class/net/eth0/carrier); \
+         ping -c 2 -W 1 {host} >/dev/null 2>&1 || echo nobody answers; \
+         echo and alive; poweroff -f"
+    );
+    let name = tap.name.clone();
+    let sink = serve(&tap, 7001, move |mut stream| {
+        let mut bytes = vec![0; MIB];
+        stream.read_exact(&mut bytes).unwrap();
+        ip(&format!("link delete {name}"));
+    });
+    let guest = Guest::new(Kernel::Vmlinux, &script);
+    let ended = guest.run(&["--net", &format!("tap={}", tap.name)]);
+    let output = ended.output();
+    for line in ["carrier 1", "then carrier 0", "nobody answers", "and alive"] {
+        assert!(output.contains(&format!("{line}\r\n")), "{line}: {ended:?}");
+    }
+    assert_eq!(ended.status, 0, "{}", ended.error());
+    let told = ended.error().matches("the guest's link is down").count();
+    assert_eq!(told, 1, "once: {}", ended.error());
+    sink.join().unwrap();
+    drop((guest, tap));
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_tap_is_handed_over_by_its_descriptor_and_lives_through_a_reboot() {
+    let Some(stage) = stage() else { return };
+    let tap = Tap::new(1);
+    let (host, up) = (tap.host(), tap.bring_up());
+    let script = format!(
+        "{up} ping -c 2 {host} >/dev/null && echo the host answers $(cat /sys/class/net/eth0/address); \
+         nc {host} 7001 </dev/null >/dev/null && reboot -f; poweroff -f"
+    );
+    // There is somebody at the port for the first of the guest's lives.
+    let first = serve(&tap, 7001, |_stream| {});
+    let queue = queue_of(&tap.name);
+    // What is started now has it.
+    fcntl(&queue, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    let guest = Guest::new(Kernel::Vmlinux, &script);
+    let running = guest.start(&["--net", &format!("fd={}", queue.as_raw_fd())]);
+    drop(queue);
+    let ended = running.wait(guest::LIMIT).unwrap();
+    let output = ended.output();
+    let answers: Vec<_> = output
+        .lines()
+        .filter(|line| line.starts_with("the host answers"))
+        .collect();
+    assert_eq!(answers.len(), 2, "{ended:?}");
+    assert_eq!(answers[0], answers[1], "another address");
+    assert_eq!(ended.status, 0, "{}", ended.error());
+    first.join().unwrap();
+    drop((guest, tap));
+    stage.leaves_nothing();
+}
+
+/// A queue of the tap `name`, as a program that hands it over opens it.
+fn queue_of(name: &str) -> File {
+    let queue = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .unwrap();
+    // SAFETY: all zeroes is a valid request: no name, no flags.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which lives through the call.
+    let done = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    queue
+}
+
+#[test]
+fn a_tap_that_cannot_be_used_is_told_with_what_to_do() {
+    let Some(stage) = stage() else { return };
+    let guest = Guest::new(Kernel::Vmlinux, "poweroff -f");
+    let tap = Tap::new(1);
+    let held = queue_of(&tap.name);
+    for (net, hint) in [
+        (format!("tap={}", tap.name), "in use"),
+        ("tap=lo".into(), "ip tuntap add dev lo"),
+        ("fd=999".into(), "descriptor 999 is not a queue of a tap"),
+    ] {
+        let refused = guest.run(&["--net", &net]);
+        assert_eq!(refused.status, 1, "{refused:?}");
+        assert!(refused.error().contains(hint), "{}", refused.error());
+    }
+    drop(held);
+    let single = format!("tap={},queues=2", tap.name);
+    let refused = guest.run(&["--net", &single]);
+    assert!(
+        refused.error().contains("multi_queue"),
+        "{}",
+        refused.error()
+    );
+    tap.delete();
+    drop((guest, tap));
+    stage.leaves_nothing();
+}
