@@ -5,7 +5,7 @@ mod parse;
 
 use std::path::PathBuf;
 
-pub use net::{MacAddress, NetConfig, TapConfig, TapName};
+pub use net::{MacAddress, NetConfig, TapConfig, TapName, VhostConfig};
 pub use parse::ParseError;
 
 /// One VM.

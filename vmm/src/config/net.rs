@@ -6,13 +6,27 @@ use std::str::FromStr;
 use super::parse::{Fields, ParseError};
 use crate::devices::virtio::net::PAIRS_MAX;
 
-/// A network device: `tap=NAME[,queues=N][,mac=MAC]` or `fd=N[:N...][,mac=MAC]`.
+/// A network device: `tap=NAME[,queues=N]` or `fd=N[:N...]`, either with `[,mac=MAC][,vhost=auto|on|off]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetConfig {
     /// What it is connected to.
     pub tap: TapConfig,
     /// The guest's address; `None` for one that is made up.
     pub mac: Option<MacAddress>,
+    /// Whether the host's kernel carries the packets.
+    pub vhost: VhostConfig,
+}
+
+/// Whether the host's kernel carries packets, by vhost-net.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VhostConfig {
+    /// Where it can.
+    #[default]
+    Auto,
+    /// It must.
+    On,
+    /// It does not.
+    Off,
 }
 
 /// A tap.
@@ -41,9 +55,10 @@ impl FromStr for NetConfig {
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let mut fields = Fields::of(
             text,
-            "tap=NAME[,queues=N][,mac=MAC] or fd=N[:N...][,mac=MAC]",
+            "tap=NAME[,queues=N][,mac=MAC][,vhost=auto|on|off] or fd=N[:N...][,mac=MAC][,vhost=auto|on|off]",
         )?;
         let mac = fields.take("mac").map(str::parse).transpose()?;
+        let vhost = fields.take("vhost").map(str::parse).transpose()?;
         let queues = fields.take("queues").map(queues).transpose()?;
         let tap = match (fields.take("tap"), fields.take("fd")) {
             (Some(name), None) => TapConfig::Named(name.parse()?, queues.unwrap_or(1)),
@@ -61,7 +76,26 @@ impl FromStr for NetConfig {
             ));
         }
         fields.end()?;
-        Ok(NetConfig { tap, mac })
+        Ok(NetConfig {
+            tap,
+            mac,
+            vhost: vhost.unwrap_or_default(),
+        })
+    }
+}
+
+impl FromStr for VhostConfig {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        match text {
+            "auto" => Ok(VhostConfig::Auto),
+            "on" => Ok(VhostConfig::On),
+            "off" => Ok(VhostConfig::Off),
+            _ => Err(ParseError::new(format!(
+                "vhost={text}: write vhost=auto, vhost=on or vhost=off"
+            ))),
+        }
     }
 }
 
@@ -181,13 +215,15 @@ mod tests {
             TapConfig::Named(TapName("orlop0".into()), 1),
             "one queue"
         );
-        assert_eq!(named.mac, None);
+        assert_eq!((named.mac, named.vhost), (None, VhostConfig::Auto));
         let all = parse("queues=4,mac=02:00:00:12:34:Ab,tap=a.long-name_15@");
         assert_eq!(
             all.tap,
             TapConfig::Named(TapName("a.long-name_15@".into()), 4)
         );
         assert_eq!(all.mac.unwrap().bytes(), [2, 0, 0, 0x12, 0x34, 0xab]);
+        assert_eq!(parse("tap=a,vhost=on").vhost, VhostConfig::On);
+        assert_eq!(parse("vhost=off,fd=3").vhost, VhostConfig::Off);
         assert_eq!(parse("fd=3").tap, TapConfig::Given(vec![3]));
         assert_eq!(parse("fd=7:5").tap, TapConfig::Given(vec![7, 5]));
     }
@@ -213,6 +249,8 @@ mod tests {
             ("tap=a,queues=0", "1 to 16"),
             ("tap=a,queues=17", "1 to 16"),
             ("tap=a,queues=x", "1 to 16"),
+            ("tap=a,vhost=yes", "vhost=auto, vhost=on or vhost=off"),
+            ("tap=a,vhost", "'vhost' means nothing here"),
             ("tap=a,speed=9", "'speed' means nothing here"),
             ("tap=a,mac=", "02:00:00:12:34:56"),
             ("tap=a,mac=02:00:00:00:00", "02:00:00:12:34:56"),

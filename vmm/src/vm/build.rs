@@ -11,13 +11,13 @@ use super::{Error, Front, Machine, Vm};
 use crate::arch::x86_64::regs::Entry;
 use crate::arch::x86_64::{acpi, cpuid, layout, regs};
 use crate::bus::Bus;
-use crate::config::{DiskSerial, MacAddress, TapConfig, VmConfig};
+use crate::config::{DiskSerial, MacAddress, TapConfig, VhostConfig, VmConfig};
 use crate::control::EndOfLife;
 use crate::devices::console::Console;
 use crate::devices::power::{I8042, Power};
 use crate::devices::pvpanic::PvPanic;
 use crate::devices::virtio::blk::{self, Blk};
-use crate::devices::virtio::net::{self, Net};
+use crate::devices::virtio::net::{self, Net, Vhost};
 use crate::devices::virtio::transport::pci::VirtioPci;
 use crate::devices::virtio::{self, GuestMemory, fs::Fs, rng::Rng, vsock::Vsock};
 use crate::irq::Routes;
@@ -154,7 +154,12 @@ pub(super) fn virtio_devices(
             TapConfig::Given(fds) => net::Source::Given(fds.clone()),
         };
         let mac = net.mac.map(MacAddress::bytes);
-        devices.push(Box::new(Net::open(&tap, mac)?));
+        let vhost = match net.vhost {
+            VhostConfig::Auto => Vhost::Auto,
+            VhostConfig::On => Vhost::On,
+            VhostConfig::Off => Vhost::Off,
+        };
+        devices.push(Box::new(Net::open(&tap, mac, vhost)?));
     }
     if let Some(vsock) = &config.vsock {
         devices.push(Box::new(Vsock::new(

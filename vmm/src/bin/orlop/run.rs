@@ -49,10 +49,11 @@ pub struct Arguments {
     #[arg(long = "disk", value_name = "path=FILE[,readonly][,serial=TEXT]")]
     disks: Vec<DiskConfig>,
     /// A network card on a tap of the host, which is told by its name, and made if it is absent, or by descriptors that are open
-    /// already, one for each pair of queues; with a MAC address of its own if it is to have one (repeatable)
+    /// already, one for each pair of queues; with a MAC address of its own if it is to have one; carried by the host's kernel where it has
+    /// vhost-net, unless this must be or must not (repeatable)
     #[arg(
         long = "net",
-        value_name = "tap=NAME[,queues=N][,mac=MAC]|fd=N[:N...][,mac=MAC]"
+        value_name = "tap=NAME[,queues=N]|fd=N[:N...][,mac=MAC][,vhost=auto|on|off]"
     )]
     nets: Vec<NetConfig>,
     /// Where the serial port goes

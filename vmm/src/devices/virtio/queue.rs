@@ -240,6 +240,22 @@ impl Queue {
             .map_err(Error::Memory)
     }
 
+    /// Goes on where somebody else has stopped who worked on the queue until now and gave chains back in their order: with the first one
+    /// that was not given back.
+    ///
+    /// # Errors
+    /// When the used ring cannot be reached.
+    pub fn resume(&mut self, memory: &GuestMemory) -> Result<(), Error> {
+        let index: u16 = memory
+            .load(place(self.layout.device, INDEX_OFFSET)?, Ordering::Acquire)
+            .map_err(Error::Memory)?;
+        self.told = u16::from_le(index);
+        self.rings.set_next_used(self.told);
+        self.rings.set_next_avail(self.told);
+        self.in_flight = Bits::new(self.layout.size);
+        Ok(())
+    }
+
     /// Whether the driver wants an interrupt for what was completed since the last call, if anything was.
     ///
     /// # Errors

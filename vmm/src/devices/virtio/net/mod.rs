@@ -3,7 +3,8 @@
 //! [`tap`] is the host's side, [`config`] what the driver is told. Each pair of queues has a thread ([`pair`]) that carries packets both
 //! ways ([`receive`], [`transmit`]), and a queue of the tap of its own. The kernel does what the features promise: checksums and the
 //! cutting of large packets, by the header that stands before each packet in guest memory and at the tap alike. [`control`] says how
-//! many pairs are used, [`link`] whether the tap is there.
+//! many pairs are used, [`link`] whether the tap is there. Where the host has vhost-net, its kernel does what the pairs' threads would
+//! ([`vhost`]), and one thread looks out.
 
 mod config;
 mod control;
@@ -15,6 +16,7 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod transmit;
+mod vhost;
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -31,14 +33,25 @@ use self::receive::{Receiver, Taken};
 pub use self::tap::{OpenError, Source};
 use self::tap::{Port, Tap};
 use self::transmit::Transmitter;
+pub use self::vhost::Vhost;
+use self::vhost::{Carrier, Watch};
+use vmm_sys_util::eventfd::EventFd;
+
 use super::worker::Worker;
 use super::{Active, ActiveQueue, Device, Kind, StartError};
+
+/// A pair of queues: for receiving and for transmitting.
+type Queues = (ActiveQueue, ActiveQueue);
 
 /// The device.
 #[derive(Debug)]
 pub struct Net {
     port: Arc<dyn Port>,
     facts: Facts,
+    /// What is to be tried, or must be, or not.
+    vhost: Vhost,
+    /// How many pairs the kernel carries now.
+    carried: usize,
     queue_sizes: Vec<u16>,
     link: Link,
     counters: Arc<Counters>,
@@ -54,14 +67,30 @@ pub enum CreateError {
     /// Randomness.
     #[error("cannot make up a MAC address; give one with mac=")]
     Mac(#[source] io::Error),
+    /// No vhost-net, where there must be one.
+    #[error(
+        "cannot use /dev/vhost-net: load it with `modprobe vhost_net` and allow this user to use it, or write vhost=off"
+    )]
+    Vhost(#[source] io::Error),
 }
 
 impl Net {
-    /// A card with the address `mac`, or one that is made up, on a tap; idle.
+    /// A card with the address `mac`, or one that is made up, on a tap, with vhost-net or without; idle.
     ///
     /// # Errors
     /// See [`CreateError`].
-    pub fn open(source: &Source, mac: Option<[u8; 6]>) -> Result<Self, CreateError> {
+    pub fn open(source: &Source, mac: Option<[u8; 6]>, vhost: Vhost) -> Result<Self, CreateError> {
+        let vhost = if vhost != Vhost::Off
+            && let Err(error) = vhost::probe()
+        {
+            if vhost == Vhost::On {
+                return Err(CreateError::Vhost(error));
+            }
+            log::debug!("virtio-net: there is no vhost-net here: {error}");
+            Vhost::Off
+        } else {
+            vhost
+        };
         let tap = Tap::open(source)?;
         let facts = Facts {
             mac: mac.map_or_else(random_mac, Ok).map_err(CreateError::Mac)?,
@@ -70,15 +99,17 @@ impl Net {
             pairs: tap.queues().len() as u16,
             uso: tap.segments_udp(),
         };
-        Ok(Net::new(Arc::new(tap), facts))
+        Ok(Net::new(Arc::new(tap), facts, vhost))
     }
 
-    fn new(port: Arc<dyn Port>, facts: Facts) -> Self {
+    fn new(port: Arc<dyn Port>, facts: Facts, vhost: Vhost) -> Self {
         let pairs = usize::from(facts.pairs);
         let control = usize::from(facts.features() & F_CTRL_VQ != 0);
         Net {
             port,
             facts,
+            vhost,
+            carried: 0,
             queue_sizes: vec![QUEUE_SIZE; 2 * pairs + control],
             link: Link::default(),
             counters: Arc::default(),
@@ -104,11 +135,58 @@ impl Net {
         }
     }
 
+    /// Hands all pairs over to the kernel; gives them back when it does not take them, and need not.
+    fn start_kernel(
+        &mut self,
+        active: &Active,
+        pairs: Vec<Queues>,
+        link: &Reporter,
+    ) -> Result<Vec<Queues>, StartError> {
+        if self.vhost == Vhost::Off || !self.link.is_up() {
+            return Ok(pairs);
+        }
+        let broken = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|source| {
+            StartError::System {
+                what: "create an eventfd",
+                source,
+            }
+        })?;
+        let carriers = pairs
+            .iter()
+            .zip(self.port.queues())
+            .map(|((rx, tx), tap)| {
+                Carrier::start(&active.memory, active.features, tap, [rx, tx], &broken)
+            })
+            .collect::<Result<Vec<_>, _>>();
+        let carriers = match carriers {
+            Ok(carriers) => carriers,
+            Err(error) if self.vhost == Vhost::Auto => {
+                log::warn!("virtio-net: going on without vhost-net: {error}");
+                return Ok(pairs);
+            }
+            Err(error) => return Err(error),
+        };
+        self.carried = carriers.len();
+        let watch = Watch {
+            carriers,
+            transmit: pairs.into_iter().map(|(_, tx)| tx).collect(),
+            memory: active.memory.clone(),
+            counters: self.counters.clone(),
+            port: self.port.clone(),
+            link: link.clone(),
+            broken,
+            fault: active.fault.clone(),
+        };
+        let worker = Worker::spawn("virtio-net", move |events| watch.run(events))?;
+        self.workers.push(worker);
+        Ok(Vec::new())
+    }
+
     fn start_pair(
         &mut self,
         active: &Active,
         index: usize,
-        (rx, tx): (ActiveQueue, ActiveQueue),
+        (rx, tx): Queues,
         link: Reporter,
     ) -> Result<(), StartError> {
         let (memory, fault) = (active.memory.clone(), active.fault.clone());
@@ -178,7 +256,8 @@ impl Net {
             self.port.name(),
             active.config_changed.clone(),
         );
-        for (index, queues) in pairs.into_iter().enumerate() {
+        let rest = self.start_kernel(&active, pairs, &link)?;
+        for (index, queues) in rest.into_iter().enumerate() {
             self.start_pair(&active, index, queues, link.clone())?;
         }
         Ok(())
@@ -218,10 +297,14 @@ impl Device for Net {
     fn stop(&mut self) {
         self.workers.iter().for_each(Worker::tell_to_stop);
         self.workers.clear();
+        self.carried = 0;
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.counters.list()
+        let mut counters = self.counters.list();
+        // What the kernel carries it counts at the tap.
+        counters.push(("vhost_pairs", self.carried as u64));
+        counters
     }
 }
 

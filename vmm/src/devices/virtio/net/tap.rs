@@ -39,6 +39,9 @@ pub trait Port: Debug + Send + Sync {
     /// What the host says.
     fn set_offloads(&self, flags: c_uint) -> io::Result<()>;
 
+    /// Whether what it was connected to is gone.
+    fn is_gone(&self) -> bool;
+
     /// From now on only the first `count` queues are given packets.
     ///
     /// # Errors
@@ -197,6 +200,11 @@ impl Port for Tap {
     fn set_offloads(&self, flags: c_uint) -> io::Result<()> {
         let first = self.queues.first();
         first.map_or(Ok(()), |queue| set_offloads(queue, flags))
+    }
+
+    fn is_gone(&self) -> bool {
+        let first = self.queues.first();
+        first.is_some_and(|queue| interface(queue).is_err_and(|error| is_gone(&error)))
     }
 
     fn use_queues(&self, count: usize) -> io::Result<()> {

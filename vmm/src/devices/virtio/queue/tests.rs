@@ -134,6 +134,32 @@ fn chains_that_belong_together_are_seen_together() {
 }
 
 #[test]
+fn a_queue_goes_on_where_another_has_stopped() {
+    let mut driver = rings();
+    let memory = driver.memory.clone();
+    let mut first = driver.queue();
+    let heads: Vec<_> = (0..4)
+        .map(|_| driver.add(&[(DATA, 16, true)]).unwrap())
+        .collect();
+    for _ in 0..3 {
+        first.pop(&memory).unwrap().unwrap();
+    }
+    first.complete(&memory, heads[0], 1).unwrap();
+    let mut second = driver.queue();
+    second.resume(&memory).unwrap();
+    for head in &heads[1..] {
+        let chain = second.pop(&memory).unwrap().unwrap();
+        assert_eq!(chain.head(), *head);
+        second.complete(&memory, *head, 2).unwrap();
+        assert!(second.needs_interrupt(&memory).unwrap());
+    }
+    assert_eq!(second.pop(&memory).unwrap(), None);
+    for (head, written) in heads.into_iter().zip([1, 2, 2, 2]) {
+        assert_eq!(driver.take_used(), Some((head, written)));
+    }
+}
+
+#[test]
 fn indices_wrap_around() {
     for event_idx in [false, true] {
         let mut driver = TestQueue::new(&ram(RAM), 0x1000, SIZE, event_idx);

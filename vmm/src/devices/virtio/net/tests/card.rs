@@ -49,6 +49,10 @@ impl Port for Sockets {
         Ok(())
     }
 
+    fn is_gone(&self) -> bool {
+        false
+    }
+
     fn use_queues(&self, count: usize) -> io::Result<()> {
         self.used.store(count, Ordering::SeqCst);
         Ok(())
@@ -92,7 +96,7 @@ impl Card {
         });
         let facts = Facts { pairs, ..FACTS };
         let mut card = Card {
-            net: Net::new(port.clone(), facts),
+            net: Net::new(port.clone(), facts, Vhost::Off),
             memory: ram(RAM),
             drivers: Vec::new(),
             transport: TestTransport::new(),

@@ -40,7 +40,7 @@ fn named(name: &str, queues: u16) -> Source {
 }
 
 fn refused(source: &Source) -> String {
-    Net::open(source, None).unwrap_err().to_string()
+    Net::open(source, None, Vhost::Off).unwrap_err().to_string()
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn a_tap_is_made_or_found_and_belongs_to_one() {
     ip("tuntap add dev one mode tap");
     ip("link set one mtu 9000");
     ip("tuntap add dev many mode tap multi_queue");
-    let one = Net::open(&named("one", 1), None).unwrap();
+    let one = Net::open(&named("one", 1), None, Vhost::Off).unwrap();
     assert_eq!(one.facts.mtu, Some(9000));
     assert!(refused(&named("one", 1)).contains("in use"));
     let message = refused(&named("one", 4));
@@ -59,15 +59,27 @@ fn a_tap_is_made_or_found_and_belongs_to_one() {
     let message = refused(&named("lo", 1));
     assert!(message.contains("no tap with 1 queues"), "{message}");
     drop(one);
-    assert_eq!(Net::open(&named("one", 1), None).unwrap().facts.pairs, 1);
+    assert_eq!(
+        Net::open(&named("one", 1), None, Vhost::Off)
+            .unwrap()
+            .facts
+            .pairs,
+        1
+    );
     // A tap for several also works with one.
-    assert_eq!(Net::open(&named("many", 1), None).unwrap().facts.pairs, 1);
-    let many = Net::open(&named("many", 4), None).unwrap();
+    assert_eq!(
+        Net::open(&named("many", 1), None, Vhost::Off)
+            .unwrap()
+            .facts
+            .pairs,
+        1
+    );
+    let many = Net::open(&named("many", 4), None, Vhost::Off).unwrap();
     assert_eq!(many.queue_sizes().len(), 9);
     for count in [1, 4, 2, 4] {
         many.port.use_queues(count).unwrap();
     }
-    let new = Net::open(&named("new", 2), None).unwrap();
+    let new = Net::open(&named("new", 2), None, Vhost::Off).unwrap();
     ip("link show new");
     drop(new);
     let shown = Command::new("ip").args(["link", "show", "new"]).output();
@@ -85,6 +97,7 @@ fn a_tap_is_handed_over_by_its_descriptors() {
     let net = Net::open(
         &Source::Given(vec![fd(&first, 0), fd(&first, 1)]),
         Some([2, 0, 0, 0, 0, 9]),
+        Vhost::Off,
     );
     let net = net.unwrap();
     assert_eq!((net.facts.pairs, net.port.name()), (2, "first"));
@@ -98,21 +111,36 @@ fn a_tap_is_handed_over_by_its_descriptors() {
     }
 }
 
-/// A card on the tap `t0`, with addresses on the host's side, and a driver.
-fn card(features: u64) -> (Net, Vec<TestQueue>, TestTransport, Arc<GuestMemory>) {
-    let mut net = Net::open(&named("t0", 1), Some([2, 0, 0, 0, 0, 2])).unwrap();
+/// Without vhost-net, and with it where it is there.
+fn ways() -> Vec<Vhost> {
+    match vhost::probe() {
+        Ok(()) => vec![Vhost::Off, Vhost::On],
+        Err(error) => {
+            println!("skipped: there is no vhost-net here: {error}");
+            vec![Vhost::Off]
+        }
+    }
+}
+
+/// A started card on the tap `t0`, with addresses on the host's side, and a driver.
+fn card(vhost: Vhost) -> (Net, Vec<TestQueue>, TestTransport, Arc<GuestMemory>) {
+    let net = Net::open(&named("t0", 1), Some([2, 0, 0, 0, 0, 2]), vhost).unwrap();
     ip("link set t0 address 02:00:00:00:00:01");
     ip("addr add 10.9.0.1/24 dev t0");
     ip("link set t0 up");
     ip("neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev t0");
+    started(net)
+}
+
+/// Starts it, also after a stop.
+fn started(mut net: Net) -> (Net, Vec<TestQueue>, TestTransport, Arc<GuestMemory>) {
     let memory = ram(0x80_0000);
     let drivers: Vec<_> = (0..2)
         .map(|index| TestQueue::new(&memory, 0x1000 + index * 0x4000, 64, true))
         .collect();
     let transport = TestTransport::new();
     let both: Vec<_> = drivers.iter().collect();
-    net.start(transport.active(features & net.features(), &both))
-        .unwrap();
+    net.start(transport.active(net.features(), &both)).unwrap();
     (net, drivers, transport, memory)
 }
 
@@ -150,20 +178,15 @@ fn datagram(port: u16, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-#[test]
-fn datagrams_go_both_ways_and_the_host_does_the_checksums() {
-    if !alone() {
-        return;
-    }
-    let (net, mut drivers, _transport, memory) = card(u64::MAX);
+/// A datagram each way; the host does the checksums.
+fn works(drivers: &mut [TestQueue], memory: &GuestMemory) {
     let socket = UdpSocket::bind("10.9.0.1:0").unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let port = socket.local_addr().unwrap().port();
     let sent = datagram(port, b"out of the guest");
     memory.write_slice(&sent, GuestAddress(DATA)).unwrap();
-    let head = drivers[TX]
-        .add(&[(DATA, sent.len() as u32, false)])
-        .unwrap();
+    let buffer = (DATA, sent.len() as u32, false);
+    let head = drivers[TX].add(&[buffer]).unwrap();
     drivers[TX].kick();
     assert_eq!(drivers[TX].wait_used(), (head, 0));
     let mut text = [0; 100];
@@ -185,7 +208,87 @@ fn datagrams_go_both_ways_and_the_host_does_the_checksums() {
             break;
         }
     }
-    assert_eq!(net.counters()[5], ("tx_dropped", 0));
+}
+
+#[test]
+fn datagrams_go_both_ways_and_the_host_does_the_checksums() {
+    for vhost in ways() {
+        if !alone() {
+            return;
+        }
+        let (net, mut drivers, transport, memory) = card(vhost);
+        works(&mut drivers, &memory);
+        let counters = net.counters();
+        assert_eq!(counters[5], ("tx_dropped", 0));
+        assert_eq!(counters[6], ("vhost_pairs", u64::from(vhost == Vhost::On)));
+        assert!(!transport.faulted());
+        // And once more after a reset.
+        let (_net, mut drivers, _transport, memory) = started(net);
+        works(&mut drivers, &memory);
+    }
+}
+
+#[test]
+fn the_kernel_tells_of_a_guest_that_breaks_the_rules_and_goes_on_after_a_reset() {
+    for vhost in ways() {
+        for (queue, buffer) in [
+            (TX, (DATA, 100, true)),
+            (TX, (1 << 40, 100, false)),
+            (RX, (DATA, 100, false)),
+            (RX, (1 << 40, 100, true)),
+        ] {
+            if !alone() {
+                return;
+            }
+            let (net, mut drivers, transport, _memory) = card(vhost);
+            drivers[queue].add(&[buffer]).unwrap();
+            drivers[queue].kick();
+            let socket = UdpSocket::bind("10.9.0.1:0").unwrap();
+            socket
+                .send_to(b"for the receive queue", "10.9.0.2:7")
+                .unwrap();
+            transport.expect_fault();
+            assert!(net.link.is_up());
+            let (_net, mut drivers, _transport, memory) = started(net);
+            works(&mut drivers, &memory);
+        }
+    }
+}
+
+#[test]
+fn a_reset_in_a_flood_ends_all_writes_to_memory() {
+    for vhost in ways() {
+        if !alone() {
+            return;
+        }
+        let (mut net, mut drivers, _, mut memory) = card(vhost);
+        let socket = UdpSocket::bind("10.9.0.1:0").unwrap();
+        for _ in 0..30 {
+            for at in 0..16 {
+                drivers[RX]
+                    .add(&[(DATA + at * 0x800, 0x800, true)])
+                    .unwrap();
+                drivers[TX].add(&[(DATA, 1000, false)]).unwrap();
+            }
+            drivers.iter().for_each(TestQueue::kick);
+            for _ in 0..10 {
+                socket.send_to(&[1; 1000], "10.9.0.2:7").unwrap();
+            }
+            net.stop();
+            let look = |drivers: &[TestQueue]| {
+                let mut bytes = vec![0; 0x8000];
+                memory.read_slice(&mut bytes, GuestAddress(DATA)).unwrap();
+                (drivers[RX].used_index(), drivers[TX].used_index(), bytes)
+            };
+            let before = look(&drivers);
+            for _ in 0..10 {
+                socket.send_to(&[2; 1000], "10.9.0.2:7").unwrap();
+            }
+            assert!(before == look(&drivers), "it is still written to");
+            (net, drivers, _, memory) = started(net);
+        }
+        works(&mut drivers, &memory);
+    }
 }
 
 #[test]
@@ -193,7 +296,7 @@ fn what_the_tap_refuses_is_dropped_and_the_next_goes_through() {
     if !alone() {
         return;
     }
-    let (net, mut drivers, transport, memory) = card(u64::MAX);
+    let (net, mut drivers, transport, memory) = card(Vhost::Off);
     let socket = UdpSocket::bind("10.9.0.1:0").unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let good = datagram(socket.local_addr().unwrap().port(), b"good");
@@ -225,7 +328,11 @@ fn what_the_tap_refuses_is_dropped_and_the_next_goes_through() {
 
 #[test]
 fn a_tap_that_is_deleted_takes_the_link_down_whatever_the_card_waits_for() {
-    for (receives, multi) in [(false, 1), (true, 1), (true, 3)] {
+    let cases = [(false, 1), (true, 1), (true, 3)];
+    let all = ways()
+        .into_iter()
+        .flat_map(|way| cases.map(|case| (way, case)));
+    for (vhost, (receives, multi)) in all {
         if !alone() {
             return;
         }
@@ -233,7 +340,7 @@ fn a_tap_that_is_deleted_takes_the_link_down_whatever_the_card_waits_for() {
             "tuntap add dev t0 mode tap{}",
             if multi > 1 { " multi_queue" } else { "" }
         ));
-        let (net, mut drivers, transport, memory) = card(u64::MAX);
+        let (net, mut drivers, transport, memory) = card(vhost);
         if receives {
             drivers[RX].add(&[(DATA, 2000, true)]).unwrap();
             drivers[RX].kick();
@@ -245,8 +352,17 @@ fn a_tap_that_is_deleted_takes_the_link_down_whatever_the_card_waits_for() {
         assert!(!net.link.is_up());
         assert!(!transport.faulted());
         memory.write_slice(&[0; 100], GuestAddress(DATA)).unwrap();
+        for _ in 0..100 {
+            let head = drivers[TX].add(&[(DATA, 100, false)]).unwrap();
+            drivers[TX].kick();
+            assert_eq!(drivers[TX].wait_used(), (head, 0));
+        }
+        assert!(!transport.faulted());
+        // Also for a driver that comes later.
+        let (net, mut drivers, transport, _memory) = started(net);
         let head = drivers[TX].add(&[(DATA, 100, false)]).unwrap();
         drivers[TX].kick();
         assert_eq!(drivers[TX].wait_used(), (head, 0));
+        assert!(!transport.faulted() && !net.link.is_up());
     }
 }
