@@ -1,5 +1,6 @@
 //! `orlop run`: from the arguments to a VM, and from the VM's end to an exit status.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,7 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use orlop_vmm::config::{
     ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, FsConfig, KernelConfig, MemorySize, NetConfig,
-    VcpuCount, VmConfig, VmName, VsockConfig,
+    TapConfig, VcpuCount, VmConfig, VmName, VsockConfig,
 };
 use orlop_vmm::vm::{self, Outcome};
 
@@ -79,6 +80,18 @@ impl Arguments {
             Some(name) => name,
             None => format!("vm-{}", std::process::id()).parse()?,
         };
+        let given = self.nets.iter().flat_map(|net| match &net.tap {
+            TapConfig::Given(fds) => fds.as_slice(),
+            TapConfig::Named(..) => &[],
+        });
+        let mut seen = BTreeSet::new();
+        for fd in given {
+            // They would take each other's packets.
+            anyhow::ensure!(
+                seen.insert(fd),
+                "descriptor {fd} is given to two network cards: each --net has descriptors of its own"
+            );
+        }
         Ok(VmConfig {
             name,
             kernel: KernelConfig {
@@ -184,6 +197,14 @@ mod tests {
         assert!(config.nets[1].mac.is_some());
         assert_eq!(config.vsock.unwrap().cid, 7);
         assert_eq!(config.fs[0].tag, "t");
+    }
+
+    #[test]
+    fn two_cards_do_not_share_a_descriptor() {
+        let line = ["run", "--kernel=k", "--net=fd=9:10", "--net=fd=10"];
+        let line = Line::try_parse_from(line).unwrap();
+        let error = line.run.into_config().unwrap_err().to_string();
+        assert!(error.contains("descriptor 10"), "{error}");
     }
 
     #[test]
