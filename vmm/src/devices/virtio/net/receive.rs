@@ -25,7 +25,7 @@ use crate::devices::virtio::{ActiveQueue, GuestMemory, guest_io};
 /// Where `num_buffers` is in the header (5.1.6).
 const NUM_BUFFERS: usize = 10;
 /// As many pieces of guest memory as make room enough, so that a driver that offers single bytes stays below what one system call takes.
-const PIECES_ENOUGH: usize = 512;
+const PIECES_ENOUGH: usize = 256;
 
 /// The receive queue of a pair.
 pub struct Receiver<'m> {

@@ -1,9 +1,10 @@
 //! A guest that means harm.
 
 use std::os::unix::net::UnixDatagram;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
-use super::card::{Card, DATA, RX, TX, packet};
+use super::card::{Card, DATA, Ordering, RX, TX, packet};
 use super::*;
 use crate::devices::virtio::test_driver::{NEXT, Random, WRITE};
 
@@ -64,11 +65,11 @@ fn a_reset_comes_at_any_moment() {
     let mut card = Card::new(1, 64, u64::MAX);
     let flood = card.wires[0].try_clone().unwrap();
     flood.set_nonblocking(true).unwrap();
-    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let done = Arc::new(AtomicBool::new(false));
     let flooding = std::thread::spawn({
         let done = done.clone();
         move || {
-            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+            while !done.load(Ordering::SeqCst) {
                 // Long enough to be half delivered at times.
                 if flood.send(&packet(1, 30_000)).is_err() {
                     std::thread::yield_now();
@@ -93,7 +94,7 @@ fn a_reset_comes_at_any_moment() {
         assert!(bytes == card.bytes(DATA, 0x10000), "it is still written to");
         card.start();
     }
-    done.store(true, std::sync::atomic::Ordering::SeqCst);
+    done.store(true, Ordering::SeqCst);
     flooding.join().unwrap();
     assert!(!card.transport.faulted());
     card.net.stop();
@@ -157,4 +158,47 @@ fn anything_in_any_queue_is_a_fault_or_an_answer() {
     card.wires[0].set_nonblocking(false).unwrap();
     card.start();
     works(&mut card);
+}
+
+#[test]
+fn a_guest_that_never_stops_sending_gets_packets_and_is_reset_at_once() {
+    let mut card = Card::without(0);
+    let mut tx = card.drivers.remove(TX);
+    let done = Arc::new(AtomicBool::new(false));
+    let over = |done: &AtomicBool| done.load(Ordering::SeqCst);
+    let sending = std::thread::spawn({
+        let done = done.clone();
+        move || {
+            while !over(&done) {
+                while tx.add(&[(DATA + 0x1_0000, 60, false)]).is_some() {}
+                tx.kick();
+                while tx.take_used().is_some() {}
+            }
+        }
+    });
+    let sink = card.wires[0].try_clone().unwrap();
+    sink.set_read_timeout(Some(Duration::from_millis(10)))
+        .unwrap();
+    let taking = std::thread::spawn({
+        let done = done.clone();
+        move || {
+            while !over(&done) {
+                let _ = drain_one(&sink);
+            }
+        }
+    });
+    for number in 0..100 {
+        let head = card.room(DATA, 2000);
+        card.wires[0].send(&packet(number, 300)).unwrap();
+        assert_eq!(card.drivers[RX].wait_used(), (head, 312));
+    }
+    assert!(card.counter("tx_packets") > 0);
+    // It still sends.
+    let start = Instant::now();
+    card.net.stop();
+    assert!(start.elapsed() < Duration::from_secs(5));
+    done.store(true, Ordering::SeqCst);
+    sending.join().unwrap();
+    taking.join().unwrap();
+    assert!(!card.transport.faulted());
 }
