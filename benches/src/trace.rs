@@ -140,6 +140,8 @@ impl Drop for Instance {
 fn time_of(line: &str) -> Option<f64> {
     line.split_whitespace()
         .filter_map(|word| word.strip_suffix(':'))
+        // A task may be called `vcpu 0:`.
+        .filter(|word| word.contains('.'))
         .find_map(|word| word.parse().ok())
 }
 
