@@ -3,81 +3,25 @@
 mod common;
 mod guest;
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use common::stage;
+use guest::tap::{Tap, ip, queue_of};
 use guest::{Guest, Kernel, control};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use orlop_proto::vmm::v1::DescribeRequest;
+use orlop_testbed::cache::Cache;
 use orlop_testbed::stories;
 
 const MIB: usize = 1 << 20;
 /// How long a guest may take over its packets on an emulated machine that is busy with other things.
 const LONG: Duration = Duration::from_secs(300);
-
-/// A tap with an address, which is gone when this is dropped.
-struct Tap {
-    name: String,
-    /// The third byte of the addresses: the host is 10.77.N.1, the guest 10.77.N.2.
-    net: u8,
-}
-
-impl Tap {
-    fn new(queues: u16) -> Self {
-        static NETS: AtomicU8 = AtomicU8::new(1);
-        let net = NETS.fetch_add(1, Ordering::Relaxed);
-        let tap = Tap {
-            name: format!("orlop{net}"),
-            net,
-        };
-        let name = &tap.name;
-        let several = if queues > 1 { " multi_queue" } else { "" };
-        ip(&format!("tuntap add dev {name} mode tap{several}"));
-        ip(&format!("addr add 10.77.{net}.1/24 dev {name}"));
-        ip(&format!("link set {name} up"));
-        tap
-    }
-
-    fn host(&self) -> String {
-        format!("10.77.{}.1", self.net)
-    }
-
-    fn guest(&self) -> String {
-        format!("10.77.{}.2", self.net)
-    }
-
-    /// What the guest does to have its end.
-    fn bring_up(&self) -> String {
-        let guest = self.guest();
-        format!("load virtio_net; ip addr add {guest}/24 dev eth0; ip link set eth0 up; ")
-    }
-
-    fn delete(&self) {
-        ip(&format!("link delete {}", self.name));
-    }
-}
-
-impl Drop for Tap {
-    fn drop(&mut self) {
-        // A story may have deleted it.
-        let _ = Command::new("ip")
-            .args(["link", "delete", &self.name])
-            .output();
-    }
-}
-
-fn ip(line: &str) {
-    let done = Command::new("ip").args(line.split(' ')).output().unwrap();
-    assert!(done.status.success(), "ip {line}: {done:?}");
-}
 
 /// Numbers that are the same in every run, other ones for each stream, and nowhere twice.
 fn pattern(stream: usize, mib: usize) -> Vec<u8> {
@@ -113,10 +57,22 @@ fn checksum_errors() -> String {
 
 /// A guest of `cpus` processors that pings, is pinged, and passes `mib` MiB through each of as many connections as there are queues,
 /// both ways at full size, to the byte.
-fn passes_bytes(queues: u16, cpus: &str, mib: usize, options: &str) -> Vec<(String, u64)> {
+fn passes_bytes(
+    kernel: Kernel,
+    queues: u16,
+    cpus: &str,
+    mib: usize,
+    options: &str,
+) -> Vec<(String, u64)> {
     let Some(stage) = stage() else {
         return Vec::new();
     };
+    if kernel.is_own() && !Cache::open().unwrap().own_vmlinux().exists() {
+        stories::skip(
+            "the guest's kernel of our own is not built; `cargo testbed kernel` builds it",
+        );
+        return Vec::new();
+    }
     let tap = Tap::new(queues);
     let (host, peer, up) = (tap.host(), tap.guest(), tap.bring_up());
     let script = format!(
@@ -150,7 +106,7 @@ fn passes_bytes(queues: u16, cpus: &str, mib: usize, options: &str) -> Vec<(Stri
             stream.read_to_end(&mut bytes).map(|_| bytes)
         }));
     }
-    let guest = Guest::new(Kernel::Vmlinux, &script);
+    let guest = Guest::new(kernel, &script);
     let socket = guest.path("control");
     let described = serve(&tap, 9000, {
         let socket = socket.clone();
@@ -227,25 +183,42 @@ fn has_vhost() -> bool {
 
 #[test]
 fn a_guest_and_its_host_ping_each_other_and_pass_bytes_both_ways() {
-    check(&passes_bytes(1, "1", 64, ",vhost=off"), 64, 0);
+    check(
+        &passes_bytes(Kernel::Vmlinux, 1, "1", 64, ",vhost=off"),
+        64,
+        0,
+    );
+}
+
+#[test]
+fn our_own_kernel_passes_bytes() {
+    check(&passes_bytes(Kernel::Own, 1, "1", 16, ",vhost=off"), 16, 0);
 }
 
 #[test]
 fn the_kernel_passes_bytes_where_the_host_has_vhost_net() {
     if has_vhost() {
-        check(&passes_bytes(1, "1", 64, ""), 64, 1);
+        check(&passes_bytes(Kernel::Vmlinux, 1, "1", 64, ""), 64, 1);
     }
 }
 
 #[test]
 fn four_pairs_of_queues_pass_bytes_for_four_processors() {
-    check(&passes_bytes(4, "4", 4, ",queues=4,vhost=off"), 16, 0);
+    check(
+        &passes_bytes(Kernel::Vmlinux, 4, "4", 4, ",queues=4,vhost=off"),
+        16,
+        0,
+    );
 }
 
 #[test]
 fn the_kernel_passes_bytes_by_four_pairs_of_queues() {
     if has_vhost() {
-        check(&passes_bytes(4, "4", 4, ",queues=4,vhost=on"), 16, 4);
+        check(
+            &passes_bytes(Kernel::Vmlinux, 4, "4", 4, ",queues=4,vhost=on"),
+            16,
+            4,
+        );
     }
 }
 
@@ -323,26 +296,6 @@ fn a_tap_is_handed_over_by_its_descriptor_and_lives_through_a_reboot() {
     first.join().unwrap();
     drop((guest, tap));
     stage.leaves_nothing();
-}
-
-/// A queue of the tap `name`, as a program that hands it over opens it.
-fn queue_of(name: &str) -> File {
-    let queue = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")
-        .unwrap();
-    // SAFETY: all zeroes is a valid request: no name, no flags.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
-    }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: TUNSETIFF reads and writes one ifreq, which lives through the call.
-    let done = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-    queue
 }
 
 #[test]

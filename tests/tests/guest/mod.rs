@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each story program uses a part of this")]
 
+pub mod tap;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
