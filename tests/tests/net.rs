@@ -16,7 +16,6 @@ use guest::tap::{Tap, ip, queue_of};
 use guest::{Guest, Kernel, control};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use orlop_proto::vmm::v1::DescribeRequest;
-use orlop_testbed::cache::Cache;
 use orlop_testbed::stories;
 
 const MIB: usize = 1 << 20;
@@ -67,12 +66,6 @@ fn passes_bytes(
     let Some(stage) = stage() else {
         return Vec::new();
     };
-    if kernel.is_own() && !Cache::open().unwrap().own_vmlinux().exists() {
-        stories::skip(
-            "the guest's kernel of our own is not built; `cargo testbed kernel` builds it",
-        );
-        return Vec::new();
-    }
     let tap = Tap::new(queues);
     let (host, peer, up) = (tap.host(), tap.guest(), tap.bring_up());
     let script = format!(
