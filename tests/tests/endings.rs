@@ -42,6 +42,11 @@ impl Way {
             Way::Panic => &[5],
         }
     }
+
+    /// Whether a VMM with this status was cut off by its signal. It left its socket then, or that of one before it.
+    fn cut_off(self, status: u8) -> bool {
+        matches!(self, Way::Signal(Signal::SIGKILL, _)) || status == 143
+    }
 }
 
 /// Fifty of them: killed and asked to end, at moments from before the first instruction to a running guest, and ended by the guest.
@@ -100,11 +105,8 @@ fn fifty_boots_and_ends_leave_nothing() {
         let expected = way.statuses().contains(&ended.status);
         assert!(expected, "{number}: {way:?}: {ended:?}");
         let left = entries(&sockets);
-        match way {
-            // Nobody was left to remove it.
-            Way::Signal(Signal::SIGKILL, _) => assert!(left.len() <= 1, "{left:?}"),
-            _ => assert!(left.is_empty(), "{number}: {way:?}: {left:?}"),
-        }
+        let most = usize::from(way.cut_off(ended.status));
+        assert!(left.len() <= most, "{number}: {way:?}: {left:?}");
     }
     let list = |format| {
         let mut ps = orlop();
