@@ -14,5 +14,6 @@ pub mod memory;
 pub mod pci;
 pub mod socket;
 pub mod state;
+pub mod terminal;
 pub mod vcpu;
 pub mod vm;

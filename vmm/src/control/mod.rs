@@ -3,6 +3,7 @@
 //! Everything that can happen to a VM arrives as a [`Message`] in one queue: what vCPUs and devices report, and what clients ask.
 //! The controller ([`crate::vm::Vm::control`]) takes one after the other, so no two changes ever meet.
 
+pub mod news;
 pub mod service;
 
 use std::sync::mpsc::Sender;
@@ -52,6 +53,16 @@ impl EndOfLife {
 /// Where an answer goes.
 pub type Reply<T> = oneshot::Sender<T>;
 
+/// Why a client does not get what it asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// A guest that stands still hears nothing.
+    #[error(
+        "the VM is paused, and its guest cannot hear the power button; resume it first, or kill it"
+    )]
+    Paused,
+}
+
 /// What a client may ask.
 #[derive(Debug)]
 pub enum Request {
@@ -61,8 +72,10 @@ pub enum Request {
     Pause(Reply<()>),
     /// Let them go on.
     Resume(Reply<()>),
+    /// Have the guest boot again.
+    Reset(Reply<()>),
     /// Press the power button.
-    PowerButton(Reply<()>),
+    PowerButton(Reply<Result<(), Refusal>>),
     /// End the VM.
     Kill(Reply<()>),
 }
@@ -80,4 +93,6 @@ pub struct Status {
     pub memory: u64,
     /// What is on its PCI bus.
     pub devices: Vec<Description>,
+    /// How often its vCPUs have left the guest since it booted, by reason.
+    pub exits: Vec<(&'static str, u64)>,
 }

@@ -1,6 +1,11 @@
 //! `orlop.vmm.v1` on a unix socket: each call becomes a [`Request`], and waits for the controller's answer.
 
+mod console;
+mod events;
+mod messages;
+
 use std::os::unix::net::UnixListener;
+use std::sync::Weak;
 use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -8,10 +13,12 @@ use std::time::Duration;
 use orlop_proto::vmm::v1::vmm_server::{Vmm, VmmServer};
 use orlop_proto::vmm::v1::{self as api};
 use tokio::sync::{oneshot, watch};
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{Request as Call, Response, Status as Refusal};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::{Request as Call, Response, Status, Streaming};
 
-use super::{Message, Reply, Request, Status};
+use super::news::News;
+use super::{Message, Reply, Request};
+use crate::devices::console::Console;
 use crate::vm::Outcome;
 
 /// How long clients that wait for the VM's end may take to be told of it.
@@ -29,16 +36,27 @@ impl Server {
     ///
     /// # Errors
     /// When the thread or its runtime cannot be had.
-    pub fn start(listener: UnixListener, controller: Sender<Message>) -> std::io::Result<Self> {
+    pub fn start(
+        listener: UnixListener,
+        controller: Sender<Message>,
+        news: News,
+        console: Weak<Console>,
+    ) -> std::io::Result<Self> {
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let (ended, outcome) = watch::channel(None);
+        let service = Service {
+            controller,
+            outcome,
+            news,
+            console,
+        };
         let thread = thread::Builder::new()
             .name("control".into())
             .spawn(move || {
-                if let Err(error) = runtime.block_on(serve(listener, controller, outcome)) {
+                if let Err(error) = runtime.block_on(serve(listener, service)) {
                     log::error!("the control socket is no longer served: {error}");
                 }
             })?;
@@ -55,18 +73,13 @@ impl Server {
 
 async fn serve(
     listener: UnixListener,
-    controller: Sender<Message>,
-    outcome: watch::Receiver<Option<Outcome>>,
+    service: Service,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let connections = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
-    let mut ended = outcome.clone();
-    let service = VmmServer::new(Service {
-        controller,
-        outcome,
-    });
+    let mut ended = service.outcome.clone();
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
-        .add_service(service)
+        .add_service(VmmServer::new(service))
         .serve_with_incoming_shutdown(connections, async {
             // The sender is dropped or used: both mean to stop.
             let _ = stopped.await;
@@ -87,12 +100,14 @@ async fn serve(
 struct Service {
     controller: Sender<Message>,
     outcome: watch::Receiver<Option<Outcome>>,
+    news: News,
+    console: Weak<Console>,
 }
 
 impl Service {
-    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Refusal> {
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Status> {
         let (reply, answer) = oneshot::channel();
-        let ending = || Refusal::unavailable("the VM is ending");
+        let ending = || Status::unavailable("the VM is ending");
         self.controller
             .send(Message::Request(request(reply)))
             .map_err(|_| ending())?;
@@ -105,14 +120,14 @@ impl Vmm for Service {
     async fn describe(
         &self,
         _: Call<api::DescribeRequest>,
-    ) -> Result<Response<api::DescribeResponse>, Refusal> {
+    ) -> Result<Response<api::DescribeResponse>, Status> {
         Ok(Response::new(self.ask(Request::Describe).await?.into()))
     }
 
     async fn pause(
         &self,
         _: Call<api::PauseRequest>,
-    ) -> Result<Response<api::PauseResponse>, Refusal> {
+    ) -> Result<Response<api::PauseResponse>, Status> {
         self.ask(Request::Pause).await?;
         Ok(Response::new(api::PauseResponse {}))
     }
@@ -120,88 +135,63 @@ impl Vmm for Service {
     async fn resume(
         &self,
         _: Call<api::ResumeRequest>,
-    ) -> Result<Response<api::ResumeResponse>, Refusal> {
+    ) -> Result<Response<api::ResumeResponse>, Status> {
         self.ask(Request::Resume).await?;
         Ok(Response::new(api::ResumeResponse {}))
+    }
+
+    async fn reset(
+        &self,
+        _: Call<api::ResetRequest>,
+    ) -> Result<Response<api::ResetResponse>, Status> {
+        self.ask(Request::Reset).await?;
+        Ok(Response::new(api::ResetResponse {}))
     }
 
     async fn shutdown(
         &self,
         _: Call<api::ShutdownRequest>,
-    ) -> Result<Response<api::ShutdownResponse>, Refusal> {
-        self.ask(Request::PowerButton).await?;
+    ) -> Result<Response<api::ShutdownResponse>, Status> {
+        self.ask(Request::PowerButton).await??;
         Ok(Response::new(api::ShutdownResponse {}))
     }
 
-    async fn kill(
-        &self,
-        _: Call<api::KillRequest>,
-    ) -> Result<Response<api::KillResponse>, Refusal> {
+    async fn kill(&self, _: Call<api::KillRequest>) -> Result<Response<api::KillResponse>, Status> {
         self.ask(Request::Kill).await?;
         Ok(Response::new(api::KillResponse {}))
     }
 
-    async fn wait(
-        &self,
-        _: Call<api::WaitRequest>,
-    ) -> Result<Response<api::WaitResponse>, Refusal> {
+    async fn wait(&self, _: Call<api::WaitRequest>) -> Result<Response<api::WaitResponse>, Status> {
         let mut outcome = self.outcome.clone();
         let ended = outcome.wait_for(Option::is_some).await;
         match ended.ok().as_deref() {
             Some(Some(outcome)) => Ok(Response::new(outcome.into())),
-            _ => Err(Refusal::unavailable(
+            _ => Err(Status::unavailable(
                 "the VMM ended without saying how the VM did",
             )),
         }
     }
-}
 
-impl From<Status> for api::DescribeResponse {
-    fn from(status: Status) -> Self {
-        let state = if status.paused {
-            api::VmState::Paused
-        } else {
-            api::VmState::Running
-        };
-        api::DescribeResponse {
-            name: status.name,
-            version: env!("CARGO_PKG_VERSION").into(),
-            state: state.into(),
-            vcpus: status.vcpus.into(),
-            memory_bytes: status.memory,
-            pid: std::process::id(),
-            devices: status
-                .devices
-                .into_iter()
-                .map(|device| api::PciDevice {
-                    address: device.address,
-                    vendor_id: device.vendor.into(),
-                    device_id: device.device.into(),
-                    kind: device.kind.into(),
-                    counters: device
-                        .counters
-                        .into_iter()
-                        .map(|(k, v)| (k.into(), v))
-                        .collect(),
-                })
-                .collect(),
-        }
+    type EventsStream = ReceiverStream<Result<api::Event, Status>>;
+
+    async fn events(
+        &self,
+        _: Call<api::EventsRequest>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
+        Ok(Response::new(events::stream(self.news.listen())))
     }
-}
 
-impl From<&Outcome> for api::WaitResponse {
-    fn from(outcome: &Outcome) -> Self {
-        let kind = match outcome {
-            Outcome::PoweredOff => api::Outcome::PoweredOff,
-            Outcome::Reset => api::Outcome::Reset,
-            Outcome::TripleFault => api::Outcome::TripleFault,
-            Outcome::Panicked => api::Outcome::Panicked,
-            Outcome::Killed => api::Outcome::Killed,
-            Outcome::Failed(_) => api::Outcome::VmmError,
-        };
-        api::WaitResponse {
-            outcome: kind.into(),
-            message: outcome.to_string(),
-        }
+    type ConsoleStream = ReceiverStream<Result<api::ConsoleOutput, Status>>;
+
+    async fn console(
+        &self,
+        call: Call<Streaming<api::ConsoleInput>>,
+    ) -> Result<Response<Self::ConsoleStream>, Status> {
+        let console = self.console.upgrade();
+        let listener = console
+            .ok_or_else(|| Status::unavailable("the VM is ending"))?
+            .listen();
+        tokio::spawn(console::feed(self.console.clone(), call.into_inner()));
+        Ok(Response::new(console::stream(listener)))
     }
 }

@@ -1,8 +1,9 @@
 //! COM1: a 16550A whose other end is a terminal, a file, or nothing.
 //!
 //! The guest's output goes through a bounded buffer to a thread of its own, so that a vCPU never waits for whoever reads it; what
-//! does not fit is dropped, and the reader is told how much.
+//! does not fit is dropped, and the reader is told how much. The same thread tells an [`audience`], which comes and goes.
 
+pub mod audience;
 mod backlog;
 
 use std::fs::OpenOptions;
@@ -16,6 +17,7 @@ use vm_superio::Trigger;
 use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::audience::{Audience, Listener};
 use self::backlog::{Sender, backlog};
 use crate::bus;
 use crate::config::ConsoleConfig;
@@ -46,6 +48,7 @@ type Uart = Serial<Irq, NoEvents, Output>;
 pub struct Console {
     uart: Mutex<Uart>,
     irq: Arc<EventFd>,
+    audience: Arc<Audience>,
 }
 
 /// The serial port's interrupt.
@@ -62,16 +65,14 @@ impl Trigger for Irq {
 /// Takes the guest's bytes without ever waiting.
 #[derive(Clone)]
 struct Output {
-    bytes: Option<Arc<Sender>>,
+    bytes: Arc<Sender>,
     dropped: Arc<AtomicU64>,
 }
 
 impl Write for Output {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if let Some(bytes) = &self.bytes {
-            let dropped = data.len() - bytes.send(data);
-            self.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
-        }
+        let dropped = data.len() - self.bytes.send(data);
+        self.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
         Ok(data.len())
     }
 
@@ -97,10 +98,11 @@ impl Console {
     ///
     /// # Errors
     /// When the file cannot be opened.
-    pub fn open(config: &ConsoleConfig) -> Result<(Arc<Self>, Option<Writer>), Error> {
+    pub fn open(config: &ConsoleConfig) -> Result<(Arc<Self>, Writer), Error> {
+        let audience = Arc::new(Audience::default());
         let (bytes, writer) = match config {
-            ConsoleConfig::Null => (None, None),
-            ConsoleConfig::Stdio => writer(io::stdout())?,
+            ConsoleConfig::Null => writer(io::sink(), audience.clone())?,
+            ConsoleConfig::Stdio => writer(io::stdout(), audience.clone())?,
             ConsoleConfig::File(path) => {
                 let file = OpenOptions::new()
                     .create(true)
@@ -110,7 +112,7 @@ impl Console {
                         path: path.clone(),
                         source,
                     })?;
-                writer(file)?
+                writer(file, audience.clone())?
             }
         };
         let irq = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
@@ -119,7 +121,17 @@ impl Console {
             dropped: Arc::default(),
         };
         let uart = Mutex::new(Serial::new(Irq(irq.clone()), output));
-        Ok((Arc::new(Console { uart, irq }), writer))
+        let console = Console {
+            uart,
+            irq,
+            audience,
+        };
+        Ok((Arc::new(console), writer))
+    }
+
+    /// Hears what the guest writes, from a little before now on.
+    pub fn listen(&self) -> Listener {
+        self.audience.join()
     }
 
     /// The interrupt, for KVM.
@@ -175,21 +187,23 @@ impl Drop for Console {
     }
 }
 
-type Spawned = (Option<Arc<Sender>>, Option<Writer>);
-
-/// Starts the thread that writes to `sink`.
-fn writer(mut sink: impl Write + Send + 'static) -> io::Result<Spawned> {
+/// Starts the thread that writes to `sink`, and tells the audience.
+fn writer(
+    mut sink: impl Write + Send + 'static,
+    audience: Arc<Audience>,
+) -> io::Result<(Arc<Sender>, Writer)> {
     let (sender, receiver) = backlog(BACKLOG);
     let run = move || {
         let mut chunk = Vec::new();
         while receiver.receive(&mut chunk) {
+            audience.say(&chunk);
             // A reader that has gone is no reason to end the VM.
             let _ = sink.write_all(&chunk).and_then(|()| sink.flush());
             chunk.clear();
         }
     };
     let thread = thread::Builder::new().name("console".into()).spawn(run)?;
-    Ok((Some(Arc::new(sender)), Some(Writer(thread))))
+    Ok((Arc::new(sender), Writer(thread)))
 }
 
 #[cfg(test)]
@@ -210,14 +224,14 @@ mod tests {
         console.write(u64::MAX, b"z");
         console.read(0, &mut []);
         drop(console);
-        writer.unwrap().finish();
+        writer.finish();
         assert_eq!(std::fs::read(path).unwrap(), b"hello\n");
     }
 
     #[test]
     fn a_reader_that_does_not_read_stops_nobody() {
         let (reader, writer) = std::io::pipe().unwrap();
-        let (bytes, _writer) = super::writer(writer).unwrap();
+        let (bytes, _writer) = super::writer(writer, Arc::default()).unwrap();
         let mut output = Output {
             bytes,
             dropped: Arc::default(),
@@ -246,8 +260,19 @@ mod tests {
         assert_eq!(scratch, [0]);
         console.write(0, b"2");
         drop(console);
-        writer.unwrap().finish();
+        writer.finish();
         assert_eq!(std::fs::read(path).unwrap(), b"12");
+    }
+
+    #[test]
+    fn what_is_written_nowhere_is_heard_all_the_same() {
+        let (console, writer) = Console::open(&ConsoleConfig::Null).unwrap();
+        let mut listener = console.listen();
+        console.write(0, b"!");
+        drop(console);
+        writer.finish();
+        assert!(listener.recent.is_empty());
+        assert_eq!(&*listener.live.try_recv().unwrap(), b"!");
     }
 
     #[test]

@@ -102,6 +102,7 @@ impl Gate {
         Visitor {
             gate: self,
             index: state.vcpus.len() - 1,
+            waited: false,
         }
     }
 
@@ -115,12 +116,18 @@ impl Gate {
 pub struct Visitor<'g> {
     gate: &'g Gate,
     index: usize,
+    waited: bool,
 }
 
 impl Visitor<'_> {
     /// Waits while the VM is paused. [`Phase::Running`] means: into the guest.
     pub fn pass(&mut self) -> Phase {
         self.wait_while(|phase| phase == Phase::Paused)
+    }
+
+    /// Whether it has waited since this was last asked.
+    pub fn has_waited(&mut self) -> bool {
+        std::mem::take(&mut self.waited)
     }
 
     /// Waits for the VM's end: for a vCPU that can do no more.
@@ -134,6 +141,7 @@ impl Visitor<'_> {
             self.say(&mut state, false);
         }
         while wait(state.phase) {
+            self.waited = true;
             state = self
                 .gate
                 .changed

@@ -4,6 +4,7 @@
 //! Whether vCPUs run, pause or end is decided by the VM's controller alone, through the [`Gate`] that each of them passes between
 //! two entries of the guest.
 
+pub mod exits;
 mod gate;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use exits::{ExitKind, Exits};
 pub use gate::{Gate, Phase};
 
 use crate::bus::Bus;
@@ -36,7 +38,10 @@ enum Action {
 
 /// A vCPU's thread.
 #[derive(Debug)]
-pub struct Vcpu(JoinHandle<()>);
+pub struct Vcpu {
+    thread: JoinHandle<()>,
+    exits: Arc<Exits>,
+}
 
 impl Vcpu {
     /// Starts vCPU `id`. It waits at the gate until that opens.
@@ -50,12 +55,17 @@ impl Vcpu {
         gate: Arc<Gate>,
         end: EndOfLife,
     ) -> std::io::Result<Self> {
-        thread::Builder::new()
+        let exits = Arc::new(Exits::default());
+        let counted = exits.clone();
+        let thread = thread::Builder::new()
             .name(format!("vcpu{id}"))
             .spawn(move || {
                 let mut visitor = gate.register();
                 while visitor.pass() == Phase::Running {
-                    match run(&mut fd, &buses) {
+                    if visitor.has_waited() {
+                        excuse(&fd);
+                    }
+                    match run(&mut fd, &buses, &counted) {
                         Action::Continue => {}
                         Action::End(outcome) => {
                             end.tell(outcome);
@@ -63,20 +73,33 @@ impl Vcpu {
                         }
                     }
                 }
-            })
-            .map(Vcpu)
+            })?;
+        Ok(Vcpu { thread, exits })
+    }
+
+    /// How often it has left the guest.
+    pub fn exits(&self) -> &Exits {
+        &self.exits
     }
 
     /// Waits for the thread, which ends once the gate is closed for good.
     pub fn join(self) {
         // A panic of a vCPU thread has been reported by then, and the VM is ending.
-        let _ = self.0.join();
+        let _ = self.thread.join();
     }
 }
 
+/// Has the guest's watchdogs know that it stood still, so that they do not take that for a lockup (KVM's API, 4.68).
+fn excuse(fd: &VcpuFd) {
+    // It fails when the guest has no kvmclock, as before its first instruction: there is nobody to tell, then.
+    let _ = fd.kvmclock_ctrl();
+}
+
 /// Enters the guest once, and serves what made it exit.
-fn run(fd: &mut VcpuFd, buses: &Buses) -> Action {
-    let exit = match fd.run() {
+fn run(fd: &mut VcpuFd, buses: &Buses, exits: &Exits) -> Action {
+    let exit = fd.run();
+    exits.count(ExitKind::of(&exit));
+    let exit = match exit {
         Ok(exit) => exit,
         Err(error) => return interrupted(error),
     };

@@ -9,9 +9,11 @@
 
 mod build;
 mod error;
+mod keyboard;
 mod outcome;
 mod signals;
-mod terminal;
+#[cfg(test)]
+mod tests;
 
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -22,13 +24,15 @@ use vmm_sys_util::eventfd::EventFd;
 pub use self::error::Error;
 pub use self::outcome::Outcome;
 use crate::config::{ConsoleConfig, VmConfig};
+use crate::control::news::{Happening, News};
 use crate::control::service::Server;
-use crate::control::{EndOfLife, Life, Message, Request, Status};
+use crate::control::{EndOfLife, Life, Message, Refusal, Request, Status};
 use crate::devices::{console, virtio};
 use crate::pci;
 use crate::socket::{self, Unlink};
 use crate::state::StateDirectory;
-use crate::vcpu::{Gate, Phase, Vcpu};
+use crate::terminal::Raw;
+use crate::vcpu::{Gate, Phase, Vcpu, exits};
 
 /// Builds the VM and runs it to its end.
 ///
@@ -41,6 +45,7 @@ pub fn run(config: VmConfig) -> Result<Outcome, Error> {
     let mut vm = Vm {
         config,
         controller,
+        news: News::default(),
         life: 0,
         front: None,
         paths: Vec::new(),
@@ -64,6 +69,7 @@ type Controller = Sender<Message>;
 struct Vm {
     config: VmConfig,
     controller: Controller,
+    news: News,
     /// Which life of the guest is the next.
     life: Life,
     /// Opened in the first life, when its kernel has been loaded: one that cannot be leaves nothing behind.
@@ -77,10 +83,10 @@ struct Front {
     /// Empty while a guest lives: they are on its bus.
     devices: Vec<Box<dyn virtio::Device>>,
     console: Arc<console::Console>,
-    console_writer: Option<console::Writer>,
+    console_writer: console::Writer,
     clients: Clients,
     /// Restores the terminal when dropped.
-    terminal: Option<terminal::Raw>,
+    terminal: Option<Raw>,
 }
 
 /// Who controls the VM from outside.
@@ -108,11 +114,15 @@ impl Vm {
         self.life = life.wrapping_add(1);
         let machine = self.build(EndOfLife::new(self.controller.clone(), life))?;
         if let Some(front) = &mut self.front {
-            front.welcome(&self.config, &self.controller)?;
+            front.welcome(&self.config, &self.controller, &self.news)?;
         }
         machine.gate.set(Phase::Running);
+        self.news.tell(Happening::Booted);
         let outcome = self.control(&machine, life, messages);
         log::info!("{}: {outcome}", self.config.name.as_str());
+        if outcome == Outcome::Reset {
+            self.news.tell(Happening::Reset);
+        }
         let devices = machine.end();
         if let Some(front) = &mut self.front {
             front.devices = devices;
@@ -147,17 +157,25 @@ impl Vm {
                 let _ = reply.send(self.status(machine));
             }
             Request::Pause(reply) => {
-                machine.gate.set(Phase::Paused);
+                self.shift(machine, Phase::Paused, Happening::Paused);
                 let _ = reply.send(());
             }
             Request::Resume(reply) => {
-                machine.gate.set(Phase::Running);
+                self.shift(machine, Phase::Running, Happening::Resumed);
                 let _ = reply.send(());
+            }
+            Request::PowerButton(reply) if machine.gate.phase() == Phase::Paused => {
+                let _ = reply.send(Err(Refusal::Paused));
             }
             Request::PowerButton(reply) => {
                 // It fails only when the eventfd is full, and then the button is being pressed anyway.
                 let _ = machine.power_button.write(1);
+                self.news.tell(Happening::PowerButton);
+                let _ = reply.send(Ok(()));
+            }
+            Request::Reset(reply) => {
                 let _ = reply.send(());
+                return Some(Outcome::Reset);
             }
             Request::Kill(reply) => {
                 let _ = reply.send(());
@@ -167,6 +185,14 @@ impl Vm {
         None
     }
 
+    /// Has the vCPUs stand still or go on, if they do not yet.
+    fn shift(&self, machine: &Machine, phase: Phase, what: Happening) {
+        if machine.gate.phase() != phase {
+            machine.gate.set(phase);
+            self.news.tell(what);
+        }
+    }
+
     fn status(&self, machine: &Machine) -> Status {
         Status {
             name: self.config.name.as_str().into(),
@@ -174,16 +200,18 @@ impl Vm {
             vcpus: self.config.vcpus.get(),
             memory: self.config.memory.bytes(),
             devices: machine.pci.describe(),
+            exits: exits::sum(machine.vcpus.iter().map(Vcpu::exits)).collect(),
         }
     }
 
     /// Devices first, then those who look on.
     fn end(self, outcome: &Result<Outcome, Error>) {
         if let Some(front) = self.front {
-            front.close(match outcome {
+            let outcome = match outcome {
                 Ok(outcome) => outcome.clone(),
                 Err(error) => Outcome::failed(error.to_string()),
-            });
+            };
+            front.close(outcome, &self.news);
         }
         drop(self.paths);
     }
@@ -216,7 +244,12 @@ impl Front {
     }
 
     /// Serves the control socket and the terminal, from the first life on.
-    fn welcome(&mut self, config: &VmConfig, controller: &Controller) -> Result<(), Error> {
+    fn welcome(
+        &mut self,
+        config: &VmConfig,
+        controller: &Controller,
+        news: &News,
+    ) -> Result<(), Error> {
         let listener = match std::mem::replace(&mut self.clients, Clients::Gone) {
             Clients::Waiting(listener) => listener,
             others => {
@@ -224,24 +257,24 @@ impl Front {
                 return Ok(());
             }
         };
-        let server = Server::start(listener, controller.clone())
+        let console = Arc::downgrade(&self.console);
+        let server = Server::start(listener, controller.clone(), news.clone(), console)
             .map_err(|e| Error::System("serve the control socket", e))?;
         self.clients = Clients::Served(server);
         if config.console == ConsoleConfig::Stdio {
             let console = Arc::downgrade(&self.console);
-            self.terminal = terminal::connect(console, controller.clone())
+            self.terminal = keyboard::connect(console, controller.clone())
                 .map_err(|e| Error::System("read the terminal", e))?;
         }
         Ok(())
     }
 
-    fn close(self, outcome: Outcome) {
+    fn close(self, outcome: Outcome, news: &News) {
         drop(self.devices);
         drop(self.console);
-        if let Some(writer) = self.console_writer {
-            writer.finish();
-        }
+        self.console_writer.finish();
         drop(self.terminal);
+        news.tell(Happening::Ended(outcome.clone()));
         if let Clients::Served(server) = self.clients {
             server.stop(outcome);
         }

@@ -1,0 +1,74 @@
+//! What the controller says, in the words of the API.
+
+use orlop_proto::vmm::v1 as api;
+
+use crate::control::{Refusal, Status};
+use crate::vm::Outcome;
+
+impl From<Status> for api::DescribeResponse {
+    fn from(status: Status) -> Self {
+        let state = if status.paused {
+            api::VmState::Paused
+        } else {
+            api::VmState::Running
+        };
+        api::DescribeResponse {
+            name: status.name,
+            version: env!("CARGO_PKG_VERSION").into(),
+            state: state.into(),
+            vcpus: status.vcpus.into(),
+            memory_bytes: status.memory,
+            pid: std::process::id(),
+            devices: status
+                .devices
+                .into_iter()
+                .map(|device| api::PciDevice {
+                    address: device.address,
+                    vendor_id: device.vendor.into(),
+                    device_id: device.device.into(),
+                    kind: device.kind.into(),
+                    counters: device
+                        .counters
+                        .into_iter()
+                        .map(|(k, v)| (k.into(), v))
+                        .collect(),
+                })
+                .collect(),
+            exits: status
+                .exits
+                .into_iter()
+                .map(|(k, v)| (k.into(), v))
+                .collect(),
+        }
+    }
+}
+
+impl From<&Outcome> for api::Outcome {
+    fn from(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::PoweredOff => api::Outcome::PoweredOff,
+            Outcome::Reset => api::Outcome::Reset,
+            Outcome::TripleFault => api::Outcome::TripleFault,
+            Outcome::Panicked => api::Outcome::Panicked,
+            Outcome::Killed => api::Outcome::Killed,
+            Outcome::Failed(_) => api::Outcome::VmmError,
+        }
+    }
+}
+
+impl From<&Outcome> for api::WaitResponse {
+    fn from(outcome: &Outcome) -> Self {
+        api::WaitResponse {
+            outcome: api::Outcome::from(outcome).into(),
+            message: outcome.to_string(),
+        }
+    }
+}
+
+impl From<Refusal> for tonic::Status {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Paused => tonic::Status::failed_precondition(refusal.to_string()),
+        }
+    }
+}
