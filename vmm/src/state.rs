@@ -4,9 +4,9 @@
 //! listens. So sockets are made and dead ones removed under a lock on the directory.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -38,6 +38,26 @@ impl StateDirectory {
     #[must_use]
     pub fn socket(&self, name: &VmName) -> PathBuf {
         self.0.join(format!("{}.{SUFFIX}", name.as_str()))
+    }
+
+    /// The place of what a VM in the background has to say.
+    #[must_use]
+    pub fn log(&self, name: &VmName) -> PathBuf {
+        self.0.join(format!("{}.log", name.as_str()))
+    }
+
+    /// Makes that file, in place of an earlier one, for this user alone.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn create_log(&self, name: &VmName) -> io::Result<File> {
+        fs::create_dir_all(&self.0)?;
+        OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(self.log(name))
     }
 
     /// Listens on the control socket of a VM, in place of one that was killed.

@@ -34,11 +34,14 @@ use crate::state::StateDirectory;
 use crate::terminal::Raw;
 use crate::vcpu::{Gate, Phase, Vcpu, exits};
 
-/// Builds the VM and runs it to its end.
+/// Builds the VM and runs it to its end. `ready` is called when all is there and the guest is about to boot for the first time.
 ///
 /// # Errors
-/// When it cannot be built, at first or for a guest that resets itself. All else that happens is an [`Outcome`].
-pub fn run(config: VmConfig) -> Result<Outcome, Error> {
+/// When it cannot be built, at first or for a guest that resets itself; or `ready` fails. All else that happens is an [`Outcome`].
+pub fn run(
+    config: VmConfig,
+    ready: impl FnOnce(&VmConfig) -> std::io::Result<()> + 'static,
+) -> Result<Outcome, Error> {
     let (controller, messages) = mpsc::channel();
     // Before any thread exists, so that all of them leave these signals to the one that waits for them.
     signals::to_controller(controller.clone()).map_err(|e| Error::System("wait for signals", e))?;
@@ -46,6 +49,7 @@ pub fn run(config: VmConfig) -> Result<Outcome, Error> {
         config,
         controller,
         news: News::default(),
+        ready: Some(Box::new(ready)),
         life: 0,
         front: None,
         paths: Vec::new(),
@@ -65,11 +69,16 @@ pub fn run(config: VmConfig) -> Result<Outcome, Error> {
 /// Where messages to the controller come from.
 type Controller = Sender<Message>;
 
+/// Hears that all is there.
+type Ready = Box<dyn FnOnce(&VmConfig) -> std::io::Result<()>>;
+
 /// A VM, over all lives of its guest.
 struct Vm {
     config: VmConfig,
     controller: Controller,
     news: News,
+    /// Whom to tell that the guest is about to boot, once.
+    ready: Option<Ready>,
     /// Which life of the guest is the next.
     life: Life,
     /// Opened in the first life, when its kernel has been loaded: one that cannot be leaves nothing behind.
@@ -115,6 +124,9 @@ impl Vm {
         let machine = self.build(EndOfLife::new(self.controller.clone(), life))?;
         if let Some(front) = &mut self.front {
             front.welcome(&self.config, &self.controller, &self.news)?;
+        }
+        if let Some(ready) = self.ready.take() {
+            ready(&self.config).map_err(|e| Error::System("go into the background", e))?;
         }
         machine.gate.set(Phase::Running);
         self.news.tell(Happening::Booted);

@@ -37,16 +37,18 @@ impl Bench {
         let listener = socket::listen(&directory.path().join("vm.sock")).unwrap();
         let weak = Arc::downgrade(&console);
         let server = Server::start(listener, controller.clone(), news.clone(), weak).unwrap();
-        let vm = Vm {
-            config: config(),
-            controller: controller.clone(),
-            news,
-            life: 1,
-            front: None,
-            paths: Vec::new(),
-        };
+        let controller_of_vm = controller.clone();
         let held = console.clone();
         let ended = std::thread::spawn(move || {
+            let vm = Vm {
+                config: config(),
+                controller: controller_of_vm,
+                news,
+                ready: None,
+                life: 1,
+                front: None,
+                paths: Vec::new(),
+            };
             let machine = machine();
             machine.gate.set(Phase::Running);
             let outcome = vm.control(&machine, 0, &messages);

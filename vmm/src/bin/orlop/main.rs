@@ -1,17 +1,26 @@
 //! `orlop`: the VMM's command line. One process is one VM.
 
+mod client;
+mod console;
+mod detach;
 mod doctor;
+mod events;
+mod inspect;
 mod logger;
 mod output;
 mod ps;
 mod run;
+mod stats;
+mod steer;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-/// Runs virtual machines, and says what a machine needs for that.
+use self::steer::Word;
+
+/// Runs virtual machines, steers them, and says what a machine needs for that.
 #[derive(Parser)]
 #[command(name = "orlop", version)]
 struct Arguments {
@@ -21,12 +30,35 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
-    /// Run a VM in the foreground until it ends
+    /// Run a VM until it ends
     #[command(after_help = run::AFTER_HELP)]
     Run(Box<run::Arguments>),
     /// List the VMs that run
     #[command(after_help = ps::AFTER_HELP)]
     Ps(ps::Arguments),
+    /// Show what a VM is and how it does
+    #[command(after_help = inspect::AFTER_HELP)]
+    Inspect(inspect::Arguments),
+    /// Use a VM's console
+    #[command(after_help = console::AFTER_HELP)]
+    Console(console::Arguments),
+    /// Stop VMs' processors until they are resumed
+    Pause(steer::Arguments),
+    /// Let paused VMs go on
+    Resume(steer::Arguments),
+    /// Have VMs boot again, whatever they do
+    Reset(steer::Arguments),
+    /// Press VMs' power button, and kill those that are not off in time
+    #[command(after_help = steer::STOP_HELP)]
+    Stop(steer::StopArguments),
+    /// End VMs at once
+    Kill(steer::Arguments),
+    /// Show what a VM's processors and devices do, as they do it
+    #[command(after_help = stats::AFTER_HELP)]
+    Stats(stats::Arguments),
+    /// Show what happens to a VM, as it happens
+    #[command(after_help = events::AFTER_HELP)]
+    Events(events::Arguments),
     /// Check what this machine has and lacks for Orlop
     Doctor(doctor::Arguments),
     /// Print what a shell needs to complete orlop's commands and flags
@@ -43,6 +75,15 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().what {
         What::Run(arguments) => run::run(*arguments),
         What::Ps(arguments) => ps::run(&arguments),
+        What::Inspect(arguments) => inspect::run(&arguments),
+        What::Console(arguments) => console::run(&arguments),
+        What::Pause(arguments) => steer::say(&arguments, Word::Pause),
+        What::Resume(arguments) => steer::say(&arguments, Word::Resume),
+        What::Reset(arguments) => steer::say(&arguments, Word::Reset),
+        What::Kill(arguments) => steer::say(&arguments, Word::Kill),
+        What::Stop(arguments) => steer::stop(&arguments),
+        What::Stats(arguments) => stats::run(&arguments),
+        What::Events(arguments) => events::run(&arguments),
         What::Doctor(arguments) => doctor::run(&arguments),
         What::Completions { shell } => completions(shell),
     };

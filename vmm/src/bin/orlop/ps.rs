@@ -8,10 +8,12 @@ use anyhow::Context as _;
 use clap::Args;
 use orlop_proto::connect;
 use orlop_proto::vmm::v1::vmm_client::VmmClient;
-use orlop_proto::vmm::v1::{DescribeRequest, DescribeResponse, VmState};
+use orlop_proto::vmm::v1::{DescribeRequest, DescribeResponse};
 use orlop_vmm::state::StateDirectory;
 use serde::Serialize;
 
+use crate::client;
+use crate::inspect;
 use crate::output::{self, Output};
 
 /// How long a VM may take to answer. One that does not is listed as such.
@@ -60,9 +62,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let sockets = state
         .alive()
         .with_context(|| format!("cannot list {}", state.path().display()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = client::runtime()?;
     let asked: Vec<_> = sockets
         .iter()
         .map(|socket| runtime.spawn(ask(socket.clone())))
@@ -89,12 +89,9 @@ async fn ask(socket: PathBuf) -> Option<DescribeResponse> {
 
 impl Row {
     fn new(socket: &Path, answer: Option<DescribeResponse>) -> Self {
-        let state = match answer.as_ref().map(DescribeResponse::state) {
-            Some(VmState::Running) => "running",
-            Some(VmState::Paused) => "paused",
-            Some(VmState::Unspecified) => "unknown",
-            None => "no answer",
-        };
+        let state = answer
+            .as_ref()
+            .map_or("no answer", |vm| inspect::state(vm.state()));
         let of_socket = socket.file_stem().unwrap_or_default();
         Row {
             name: of_socket.to_string_lossy().into_owned(),
@@ -127,6 +124,7 @@ fn table(rows: &[Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use orlop_proto::vmm::v1::VmState;
 
     #[test]
     fn a_vm_that_answers_and_one_that_does_not_are_both_listed() {

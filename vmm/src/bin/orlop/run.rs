@@ -12,6 +12,8 @@ use orlop_vmm::config::{
 };
 use orlop_vmm::vm::{self, Outcome};
 
+use crate::detach::{self, Background, Side};
+
 /// What `orlop run --help` ends with.
 pub const AFTER_HELP: &str = "\
 Exit status:
@@ -22,6 +24,7 @@ Examples:
   orlop run --kernel vmlinux --initramfs initramfs.cpio
   orlop run --kernel vmlinuz --disk path=root.img --cmdline 'console=ttyS0 root=/dev/vda' --cpus 2 --memory 1G
   orlop run --kernel vmlinux --initramfs initramfs.cpio --net tap=orlop0
+  orlop run -d --name web --kernel vmlinux --disk path=root.img --cmdline 'console=ttyS0 root=/dev/vda' && orlop console web
   orlop run --kernel vmlinux --initramfs initramfs.cpio --console file=vm.log --vsock socket=/run/vm.sock";
 
 /// The flags of `orlop run`.
@@ -57,9 +60,12 @@ pub struct Arguments {
         value_name = "tap=NAME[,queues=N]|fd=N[:N...][,mac=MAC][,vhost=auto|on|off]"
     )]
     nets: Vec<NetConfig>,
-    /// Where the serial port goes
-    #[arg(long, value_name = "stdio|null|file=FILE", default_value = "stdio")]
-    console: ConsoleConfig,
+    /// Where the serial port goes, beside `orlop console` [default: stdio, or null with --detach]
+    #[arg(long, value_name = "stdio|null|file=FILE")]
+    console: Option<ConsoleConfig>,
+    /// Print the VM's name when its guest boots, and let it run on in the background
+    #[arg(long, short)]
+    detach: bool,
     /// End with status 3 when the guest resets itself, rather than boot it again
     #[arg(long)]
     no_reboot: bool,
@@ -92,6 +98,14 @@ impl Arguments {
                 "descriptor {fd} is given to two network cards: each --net has descriptors of its own"
             );
         }
+        let console = match (self.detach, self.console) {
+            (false, console) => console.unwrap_or(ConsoleConfig::Stdio),
+            (true, Some(ConsoleConfig::Stdio)) => anyhow::bail!(
+                "a VM in the background has no terminal: leave out --console, and use `orlop console {}`",
+                name.as_str()
+            ),
+            (true, console) => console.unwrap_or(ConsoleConfig::Null),
+        };
         Ok(VmConfig {
             name,
             kernel: KernelConfig {
@@ -103,7 +117,7 @@ impl Arguments {
             memory: self.memory,
             disks: self.disks,
             nets: self.nets,
-            console: self.console,
+            console,
             reboot: !self.no_reboot,
             api_socket: self.api_socket,
             vsock: self.vsock,
@@ -117,8 +131,24 @@ impl Arguments {
 /// # Errors
 /// When the VM cannot be made, or cannot go on.
 pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let background = if arguments.detach {
+        match detach::fork()? {
+            Side::Caller(exit) => return Ok(exit),
+            Side::Vmm(background) => Some(background),
+        }
+    } else {
+        None
+    };
     raise_open_files();
-    let outcome = vm::run(arguments.into_config()?)?;
+    let config = arguments.into_config()?;
+    let log = background.is_some().then(|| Background::log(&config.name));
+    let outcome = vm::run(config, |config| match background {
+        Some(background) => background.go(&config.name),
+        None => Ok(()),
+    })?;
+    if let (Some(log), Outcome::PoweredOff | Outcome::Reset | Outcome::Killed) = (log, &outcome) {
+        log.remove();
+    }
     if outcome != Outcome::PoweredOff {
         eprintln!("orlop: {outcome}");
     }
@@ -197,6 +227,15 @@ mod tests {
         assert!(config.nets[1].mac.is_some());
         assert_eq!(config.vsock.unwrap().cid, 7);
         assert_eq!(config.fs[0].tag, "t");
+    }
+
+    #[test]
+    fn a_vm_in_the_background_has_no_terminal() {
+        let detached = config(&["--kernel=k", "-d"]).unwrap();
+        assert_eq!(detached.console, ConsoleConfig::Null);
+        let line = Line::try_parse_from(["run", "--kernel=k", "-d", "--console=stdio"]).unwrap();
+        let error = line.run.into_config().unwrap_err().to_string();
+        assert!(error.contains("orlop console"), "{error}");
     }
 
     #[test]

@@ -1,0 +1,192 @@
+//! `orlop inspect`: all that is known of a VM.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use orlop_proto::vmm::v1::{DescribeRequest, DescribeResponse, PciDevice, VmState};
+use serde::Serialize;
+
+use crate::client::{self, Target, answer};
+use crate::output::{self, Output};
+
+/// What `orlop inspect --help` ends with.
+pub const AFTER_HELP: &str = "\
+Examples:
+  orlop inspect web
+  orlop inspect web --output json | jq '.devices[].address'";
+
+/// The flags of `orlop inspect`.
+#[derive(Args)]
+pub struct Arguments {
+    /// A VM, by name or by the path of its control socket
+    #[arg(value_name = "VM")]
+    vm: Target,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+/// A VM as it is now.
+#[derive(Debug, Serialize)]
+pub struct Description {
+    pub name: String,
+    pub state: &'static str,
+    pub version: String,
+    pub pid: u32,
+    pub vcpus: u32,
+    pub memory_bytes: u64,
+    pub socket: PathBuf,
+    pub devices: Vec<Device>,
+    /// How often its vCPUs have left the guest, by reason.
+    pub exits: BTreeMap<String, u64>,
+}
+
+/// A device on its PCI bus.
+#[derive(Debug, Serialize)]
+pub struct Device {
+    pub address: String,
+    pub kind: String,
+    pub vendor_id: u32,
+    pub device_id: u32,
+    pub counters: BTreeMap<String, u64>,
+}
+
+impl Description {
+    /// What a VM said of itself on its control socket.
+    pub fn new(vm: DescribeResponse, socket: PathBuf) -> Self {
+        Description {
+            state: state(vm.state()),
+            name: vm.name,
+            version: vm.version,
+            pid: vm.pid,
+            vcpus: vm.vcpus,
+            memory_bytes: vm.memory_bytes,
+            socket,
+            devices: vm.devices.into_iter().map(Device::from).collect(),
+            exits: vm.exits.into_iter().collect(),
+        }
+    }
+}
+
+impl From<PciDevice> for Device {
+    fn from(device: PciDevice) -> Self {
+        Device {
+            address: device.address,
+            kind: device.kind,
+            vendor_id: device.vendor_id,
+            device_id: device.device_id,
+            counters: device.counters.into_iter().collect(),
+        }
+    }
+}
+
+/// A state's name for people and programs.
+pub fn state(state: VmState) -> &'static str {
+    match state {
+        VmState::Running => "running",
+        VmState::Paused => "paused",
+        VmState::Unspecified => "unknown",
+    }
+}
+
+/// Prints what a VM is and how it does.
+///
+/// # Errors
+/// When it does not run, or nobody reads what is printed.
+pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let vm = client::runtime()?.block_on(describe(&arguments.vm))?;
+    match arguments.output {
+        Output::Json => output::print(&(serde_json::to_string_pretty(&vm)? + "\n"))?,
+        Output::Text => output::print(&text(&vm))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn describe(target: &Target) -> anyhow::Result<Description> {
+    let mut vm = target.connect().await?;
+    let answer = answer(target, vm.client.describe(DescribeRequest {})).await?;
+    Ok(Description::new(answer, vm.socket))
+}
+
+fn text(vm: &Description) -> String {
+    let facts = [
+        ["Name:".into(), vm.name.clone()],
+        ["State:".into(), vm.state.into()],
+        ["vCPUs:".into(), vm.vcpus.to_string()],
+        ["Memory:".into(), format!("{} MiB", vm.memory_bytes >> 20)],
+        ["PID:".into(), vm.pid.to_string()],
+        ["Socket:".into(), vm.socket.display().to_string()],
+        ["Orlop:".into(), vm.version.clone()],
+        ["Exits:".into(), counters(&vm.exits)],
+    ];
+    let mut text = output::columns(facts);
+    let head = ["DEVICE", "KIND", "ID", "COUNTERS"].map(str::to_owned);
+    let devices = vm.devices.iter().map(|device| {
+        [
+            device.address.clone(),
+            device.kind.clone(),
+            format!("{:04x}:{:04x}", device.vendor_id, device.device_id),
+            counters(&device.counters),
+        ]
+    });
+    let _ = write!(
+        text,
+        "\n{}",
+        output::columns(std::iter::once(head).chain(devices))
+    );
+    text
+}
+
+fn counters(counters: &BTreeMap<String, u64>) -> String {
+    let each = counters
+        .iter()
+        .map(|(name, count)| format!("{name}={count}"));
+    each.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_is_described_for_people_and_for_programs() {
+        let counters = [("reads", 3), ("errors", 0)].map(|(name, count)| (name.into(), count));
+        let disk = PciDevice {
+            address: "0000:00:02.0".into(),
+            vendor_id: 0x1af4,
+            device_id: 0x1042,
+            kind: "virtio-blk".into(),
+            counters: counters.into(),
+        };
+        let answer = DescribeResponse {
+            name: "web".into(),
+            version: "0.1.0".into(),
+            state: VmState::Running.into(),
+            vcpus: 2,
+            memory_bytes: 512 << 20,
+            pid: 77,
+            devices: vec![disk],
+            exits: [("io_out".to_owned(), 9)].into(),
+        };
+        let vm = Description::new(answer, "/run/orlop/vm/web.sock".into());
+        assert_eq!(
+            text(&vm),
+            "Name:    web\n\
+             State:   running\n\
+             vCPUs:   2\n\
+             Memory:  512 MiB\n\
+             PID:     77\n\
+             Socket:  /run/orlop/vm/web.sock\n\
+             Orlop:   0.1.0\n\
+             Exits:   io_out=9\n\
+             \n\
+             DEVICE        KIND        ID         COUNTERS\n\
+             0000:00:02.0  virtio-blk  1af4:1042  errors=0 reads=3\n"
+        );
+        let json = serde_json::to_value(&vm).unwrap();
+        assert_eq!(json["devices"][0]["counters"]["reads"], 3);
+    }
+}
