@@ -41,7 +41,7 @@ enum What {
     },
     /// Run all tests, after a setup of what they need: the unit tests here, the stories where KVM is
     Test {
-        /// Only stories whose names contain one of these; no unit tests then
+        /// Only the stories of these programs (such as `disks`), or whose names contain one of these; no unit tests then
         only: Vec<String>,
     },
     /// Not for people: the stories, on a machine that has KVM
