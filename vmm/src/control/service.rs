@@ -1,9 +1,13 @@
 //! `orlop.vmm.v1` on a unix socket: each call becomes a [`Request`], and waits for the controller's answer.
+//!
+//! What serves clients is set up when the first of them comes: a VM that nobody asks has neither its memory nor the time for it.
 
 mod console;
 mod events;
 mod messages;
 
+use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixListener;
 use std::sync::Weak;
 use std::sync::mpsc::Sender;
@@ -15,6 +19,8 @@ use orlop_proto::vmm::v1::{self as api};
 use tokio::sync::{oneshot, watch};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{Request as Call, Response, Status, Streaming};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::news::News;
 use super::{Message, Reply, Request};
@@ -28,24 +34,27 @@ const FAREWELL: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Server {
     ended: watch::Sender<Option<Outcome>>,
+    /// Wakes the thread while it waits for the first client.
+    stop: EventFd,
     thread: JoinHandle<()>,
 }
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
 
 impl Server {
     /// Serves on `listener`; requests go to `controller`.
     ///
     /// # Errors
-    /// When the thread or its runtime cannot be had.
+    /// When the thread or its event cannot be had.
     pub fn start(
         listener: UnixListener,
         controller: Sender<Message>,
         news: News,
         console: Weak<Console>,
-    ) -> std::io::Result<Self> {
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let stop = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        let stopped = stop.try_clone()?;
         let (ended, outcome) = watch::channel(None);
         let service = Service {
             controller,
@@ -56,25 +65,65 @@ impl Server {
         let thread = thread::Builder::new()
             .name("control".into())
             .spawn(move || {
-                if let Err(error) = runtime.block_on(serve(listener, service)) {
+                let served = first_client(&listener, &stopped).map_err(Error::from);
+                let served = served.and_then(|client| match client {
+                    true => serve(listener, service),
+                    false => Ok(()),
+                });
+                if let Err(error) = served {
                     log::error!("the control socket is no longer served: {error}");
                 }
             })?;
-        Ok(Server { ended, thread })
+        Ok(Server {
+            ended,
+            stop,
+            thread,
+        })
     }
 
     /// Tells those who wait how the VM ended, and stops serving.
     pub fn stop(self, outcome: Outcome) {
         self.ended.send_replace(Some(outcome));
+        // It is written once.
+        let _ = self.stop.write(1);
         // It ends within [`FAREWELL`]; a panic in it would have been reported by now.
         let _ = self.thread.join();
     }
 }
 
-async fn serve(
-    listener: UnixListener,
-    service: Service,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// Waits until a client connects: `true`; or until nothing is to be served any more.
+fn first_client(listener: &UnixListener, stop: &EventFd) -> io::Result<bool> {
+    const CLIENT: u64 = 0;
+    const STOP: u64 = 1;
+    let epoll = Epoll::new()?;
+    for (fd, token) in [(listener.as_raw_fd(), CLIENT), (stop.as_raw_fd(), STOP)] {
+        epoll.ctl(
+            ControlOperation::Add,
+            fd,
+            EpollEvent::new(EventSet::IN, token),
+        )?;
+    }
+    let mut ready = [EpollEvent::default(); 2];
+    loop {
+        match epoll.wait(-1, &mut ready) {
+            Ok(count) => {
+                let mut ready = ready.iter().take(count);
+                return Ok(ready.any(|event| event.data() == CLIENT));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn serve(listener: UnixListener, service: Service) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve_all(listener, service))
+}
+
+async fn serve_all(listener: UnixListener, service: Service) -> Result<(), Error> {
     let connections = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
     let mut ended = service.outcome.clone();
     let (stop, stopped) = oneshot::channel::<()>();
