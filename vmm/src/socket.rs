@@ -32,9 +32,13 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 
 /// As [`listen`], but takes the place of a socket that nobody listens on any more, such as a killed VMM leaves behind.
 ///
+/// All who do so, one at a time: for a moment a new socket is there and nobody listens, and would be taken for a dead one.
+///
 /// # Errors
 /// `AddrInUse` when somebody does listen there, or it is no socket.
 pub fn listen_anew(path: &Path) -> io::Result<UnixListener> {
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    let _lock = lock(parent.unwrap_or(Path::new(".")))?;
     match listen(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             // A regular file refuses connections just as a dead socket does.
@@ -50,6 +54,16 @@ pub fn listen_anew(path: &Path) -> io::Result<UnixListener> {
         }
         result => result,
     }
+}
+
+/// Waits to be the only one who makes or removes sockets in a directory, for as long as the file is open.
+///
+/// # Errors
+/// When the directory cannot be opened.
+pub fn lock(directory: &Path) -> io::Result<File> {
+    let directory = File::open(directory)?;
+    directory.lock()?;
+    Ok(directory)
 }
 
 /// A path that is removed when this is dropped.
@@ -90,6 +104,22 @@ mod tests {
         drop(Unlink::later(&path));
         assert!(!path.exists());
         drop(second);
+    }
+
+    #[test]
+    fn of_many_that_find_a_dead_socket_one_takes_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = &dir.path().join("s");
+        for _ in 0..20 {
+            drop(listen_anew(path).unwrap());
+            let listeners: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| listen_anew(path))).collect();
+                threads.into_iter().map(|t| t.join().unwrap()).collect()
+            });
+            let listening = listeners.iter().filter(|listener| listener.is_ok());
+            assert_eq!(listening.count(), 1, "{listeners:?}");
+            assert!(UnixStream::connect(path).is_ok());
+        }
     }
 
     #[test]

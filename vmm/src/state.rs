@@ -1,7 +1,6 @@
 //! Where a user's VMs are found: a directory with the control socket of each, `NAME.sock`.
 //!
-//! A VMM that is killed leaves its socket behind, and for a moment the socket of one that starts is like that: it is there, and nobody
-//! listens. So sockets are made and dead ones removed under a lock on the directory.
+//! A VMM that is killed leaves its socket behind. It goes when another VM gets its name, or when the VMs are listed.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -46,18 +45,22 @@ impl StateDirectory {
         self.0.join(format!("{}.log", name.as_str()))
     }
 
-    /// Makes that file, in place of an earlier one, for this user alone.
+    /// Makes that file anew, for this user alone.
     ///
     /// # Errors
     /// What the system says.
     pub fn create_log(&self, name: &VmName) -> io::Result<File> {
         fs::create_dir_all(&self.0)?;
+        let path = self.log(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         OpenOptions::new()
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .write(true)
             .mode(0o600)
-            .open(self.log(name))
+            .open(path)
     }
 
     /// Listens on the control socket of a VM, in place of one that was killed.
@@ -66,7 +69,6 @@ impl StateDirectory {
     /// `AddrInUse` when a VM of this name runs; otherwise what the system says.
     pub fn listen(&self, name: &VmName) -> io::Result<UnixListener> {
         fs::create_dir_all(&self.0)?;
-        let _lock = self.lock()?;
         socket::listen_anew(&self.socket(name))
     }
 
@@ -75,7 +77,7 @@ impl StateDirectory {
     /// # Errors
     /// When the directory cannot be read.
     pub fn alive(&self) -> io::Result<Vec<PathBuf>> {
-        let _lock = match self.lock() {
+        let _lock = match socket::lock(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             lock => lock?,
         };
@@ -97,12 +99,6 @@ impl StateDirectory {
         }
         alive.sort();
         Ok(alive)
-    }
-
-    fn lock(&self) -> io::Result<File> {
-        let directory = File::open(&self.0)?;
-        directory.lock()?;
-        Ok(directory)
     }
 }
 

@@ -216,8 +216,9 @@ impl Vm {
         }
     }
 
-    /// Devices first, then those who look on.
+    /// The VM's paths first: once nobody listens there, they may be another VM's. Then devices, then those who look on.
     fn end(self, outcome: &Result<Outcome, Error>) {
+        drop(self.paths);
         if let Some(front) = self.front {
             let outcome = match outcome {
                 Ok(outcome) => outcome.clone(),
@@ -225,7 +226,6 @@ impl Vm {
             };
             front.close(outcome, &self.news);
         }
-        drop(self.paths);
     }
 }
 

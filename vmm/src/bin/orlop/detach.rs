@@ -7,7 +7,8 @@
 
 use std::fs::{self, File};
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -104,9 +105,16 @@ impl Background {
 }
 
 impl Log {
-    /// Removes it: the VM has ended as it was meant to.
-    pub fn remove(&self) {
-        // It is empty but for warnings, and whoever has removed it already wanted that.
-        let _ = fs::remove_file(&self.0);
+    /// Removes it, unless it is that of another VM of this name by now: the VM has ended as it was meant to.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn remove(&self) -> io::Result<()> {
+        let ours = File::from(io::stderr().as_fd().try_clone_to_owned()?).metadata()?;
+        let there = fs::metadata(&self.0)?;
+        if (ours.dev(), ours.ino()) == (there.dev(), there.ino()) {
+            fs::remove_file(&self.0)?;
+        }
+        Ok(())
     }
 }

@@ -147,7 +147,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         None => Ok(()),
     })?;
     if let (Some(log), Outcome::PoweredOff | Outcome::Reset | Outcome::Killed) = (log, &outcome) {
-        log.remove();
+        // One that is gone already is what is wanted.
+        let _ = log.remove();
     }
     if outcome != Outcome::PoweredOff {
         eprintln!("orlop: {outcome}");

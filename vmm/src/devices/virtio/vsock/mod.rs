@@ -37,7 +37,7 @@ use self::service::Service;
 use self::table::{Counters, PORT_ANY, Table, listener_path};
 use super::worker::Worker;
 use super::{Active, Device, F_RING_EVENT_IDX, F_RING_INDIRECT_DESC, Kind, StartError};
-use crate::socket::listen;
+use crate::socket::listen_anew;
 
 /// To the guest, from the guest, events.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
@@ -66,8 +66,10 @@ pub enum CreateError {
     /// With the longest port behind it, it would not fit.
     #[error("the vsock socket's path {0} is too long: it may have {max} bytes", max = PATH_MAX - SUFFIX)]
     PathTooLong(PathBuf),
-    /// Somebody else's, or left behind.
-    #[error("cannot listen at the vsock socket {path}: remove it if no other VM uses it")]
+    /// Somebody else's.
+    #[error(
+        "cannot listen at the vsock socket {path}: another VM uses it, or it is no socket; choose another path"
+    )]
     Exists {
         /// Where.
         path: PathBuf,
@@ -103,7 +105,7 @@ impl Vsock {
         if longest.as_os_str().as_bytes().len() > PATH_MAX {
             return Err(CreateError::PathTooLong(socket));
         }
-        let listener = listen(&socket).map_err(|source| match source.kind() {
+        let listener = listen_anew(&socket).map_err(|source| match source.kind() {
             io::ErrorKind::AddrInUse => CreateError::Exists {
                 path: socket.clone(),
                 source,
