@@ -7,11 +7,16 @@
 //! Locks: a function's own, then the map of the window. No function calls back into the root.
 
 pub mod config_space;
+mod device_number;
 mod host_bridge;
 pub mod msix;
+mod ways;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use device_number::{DeviceNumber, NoDeviceNumber};
+use ways::{Ecam, Ports, Window};
 
 use crate::arch::x86_64::layout;
 use crate::bus;
@@ -59,16 +64,10 @@ pub struct Identity {
 /// What a function is, and where.
 #[derive(Debug)]
 pub struct Description {
-    /// As lspci prints it.
-    pub address: String,
-    /// PCI's vendor id.
-    pub vendor: u16,
-    /// PCI's device id.
-    pub device: u16,
-    /// Such as `virtio-blk`.
-    pub kind: &'static str,
-    /// What it has done.
-    pub counters: Vec<(&'static str, u64)>,
+    /// Where.
+    pub number: DeviceNumber,
+    /// What.
+    pub identity: Identity,
 }
 
 /// Why a function has no place on the bus.
@@ -85,19 +84,15 @@ pub enum Error {
     Events(#[from] std::io::Error),
 }
 
-/// The devices of a bus.
-const DEVICES: usize = 32;
-/// `CONFIG_ADDRESS` bit 31: the data port reaches configuration space.
-const CONFIG_ENABLE: u32 = 1 << 31;
-
-type Slot = Arc<Mutex<Box<dyn Function>>>;
+/// A place on the bus, with a function or without.
+type Slot = Mutex<Option<Box<dyn Function>>>;
 
 /// Bus 0.
 pub struct Root {
     /// By device number.
-    slots: RwLock<Vec<Slot>>,
+    slots: [Slot; DeviceNumber::COUNT],
     /// The BARs in the window: first address to size and device number.
-    window: Mutex<BTreeMap<u64, (u64, usize)>>,
+    window: Mutex<BTreeMap<u64, (u64, DeviceNumber)>>,
     /// The address port.
     address: Mutex<u32>,
 }
@@ -111,75 +106,73 @@ impl Default for Root {
 impl Root {
     /// A bus with nothing but its host bridge.
     pub fn new() -> Self {
-        let bridge: Box<dyn Function> = Box::new(host_bridge::HostBridge::new());
-        Root {
-            slots: RwLock::new(vec![Arc::new(Mutex::new(bridge))]),
+        let root = Root {
+            slots: Default::default(),
             window: Mutex::default(),
             address: Mutex::default(),
-        }
+        };
+        *root.slot(DeviceNumber::HOST_BRIDGE) = Some(Box::new(host_bridge::HostBridge::new()));
+        root
     }
 
-    /// Puts a function on the bus: the next device number, a place for its BAR.
+    /// Puts a function on the bus: the first device number that is free, a place for its BAR.
     ///
     /// # Errors
     /// When there is no room.
-    pub fn add(&self, mut function: Box<dyn Function>) -> Result<(), Error> {
-        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let device = slots.len();
-        if device >= DEVICES {
-            return Err(Error::BusFull);
-        }
+    pub fn add(&self, mut function: Box<dyn Function>) -> Result<DeviceNumber, Error> {
+        let (number, mut slot) = DeviceNumber::all()
+            .map(|number| (number, self.slot(number)))
+            .find(|(_, slot)| slot.is_none())
+            .ok_or(Error::BusFull)?;
         let size = function.bar_size();
         if size > 0 {
             let place = self.free(size).ok_or(Error::WindowFull(size))?;
             function.assign_bar(place);
-            self.place(device, function.as_mut());
+            self.place(number, function.as_mut());
         }
-        slots.push(Arc::new(Mutex::new(function)));
-        Ok(())
+        *slot = Some(function);
+        Ok(number)
     }
 
-    /// What is on the bus.
-    pub fn describe(&self) -> Vec<Description> {
-        let mut found = Vec::new();
-        for device in 0..DEVICES {
-            let identity = self.slot(device).and_then(|slot| lock(&slot).describe());
-            if let Some(Identity {
-                vendor,
-                device: id,
-                kind,
-                counters,
-            }) = identity
-            {
-                let address = format!("0000:00:{device:02x}.0");
-                found.push(Description {
-                    address,
-                    vendor,
-                    device: id,
-                    kind,
-                    counters,
-                });
-            }
+    /// Takes a function off the bus: from now on the guest finds nothing there. It works on until it is stopped. The host bridge stays.
+    pub fn remove(&self, number: DeviceNumber) -> Option<Box<dyn Function>> {
+        if number == DeviceNumber::HOST_BRIDGE {
+            return None;
         }
-        found
+        let mut slot = self.slot(number);
+        let mut function = slot.take()?;
+        self.bars().retain(|_, (_, owner)| *owner != number);
+        function.place(None);
+        Some(function)
+    }
+
+    /// What is on the bus, but for the host bridge.
+    pub fn describe(&self) -> Vec<Description> {
+        let described = |number| {
+            let identity = self.slot(number).as_ref()?.describe()?;
+            Some(Description { number, identity })
+        };
+        DeviceNumber::all().filter_map(described).collect()
+    }
+
+    /// Whether anything is there.
+    pub fn has(&self, number: DeviceNumber) -> bool {
+        self.slot(number).is_some()
     }
 
     /// Stops every function. To be called when no vCPU runs any more.
     pub fn stop(&self) {
-        for slot in (0..DEVICES).filter_map(|device| self.slot(device)) {
-            lock(&slot).stop();
+        for number in DeviceNumber::all() {
+            if let Some(function) = self.slot(number).as_mut() {
+                function.stop();
+            }
         }
     }
 
     /// Takes everything off the bus, and gives back the devices in their order. To be called behind [`Root::stop`].
     pub fn release(&self) -> Vec<Box<dyn virtio::Device>> {
-        let slots =
-            std::mem::take(&mut *self.slots.write().unwrap_or_else(PoisonError::into_inner));
-        slots
-            .into_iter()
-            // No vCPU runs any more, so nobody else holds a slot.
-            .filter_map(Arc::into_inner)
-            .map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner))
+        DeviceNumber::all()
+            .filter_map(|number| self.slot(number).take())
             .filter_map(Function::release)
             .collect()
     }
@@ -199,40 +192,38 @@ impl Root {
         Arc::new(Window(self.clone()))
     }
 
-    fn slot(&self, device: usize) -> Option<Slot> {
-        self.slots
-            .read()
+    fn slot(&self, number: DeviceNumber) -> MutexGuard<'_, Option<Box<dyn Function>>> {
+        number
+            .of(&self.slots)
+            .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .get(device)
-            .cloned()
     }
 
-    fn bars(&self) -> MutexGuard<'_, BTreeMap<u64, (u64, usize)>> {
+    fn bars(&self) -> MutexGuard<'_, BTreeMap<u64, (u64, DeviceNumber)>> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_config(&self, function: Address, data: &mut [u8]) {
-        if let Some(slot) = self.slot(function.device).filter(|_| function.number == 0) {
-            lock(&slot).read_config(function.register, data);
+    fn read_config(&self, number: DeviceNumber, register: usize, data: &mut [u8]) {
+        if let Some(function) = self.slot(number).as_mut() {
+            function.read_config(register, data);
         }
     }
 
-    fn write_config(&self, function: Address, data: &[u8]) {
-        if let Some(slot) = self.slot(function.device).filter(|_| function.number == 0) {
-            let mut slot = lock(&slot);
-            slot.write_config(function.register, data);
-            self.place(function.device, slot.as_mut());
+    fn write_config(&self, number: DeviceNumber, register: usize, data: &[u8]) {
+        if let Some(function) = self.slot(number).as_mut() {
+            function.write_config(register, data);
+            self.place(number, function.as_mut());
         }
     }
 
     /// Lets the function's BAR be where its configuration space says, if that is free and in the window.
-    fn place(&self, device: usize, function: &mut dyn Function) {
+    fn place(&self, number: DeviceNumber, function: &mut dyn Function) {
         let size = u64::from(function.bar_size());
         let mut bars = self.bars();
-        bars.retain(|_, (_, owner)| *owner != device);
+        bars.retain(|_, (_, owner)| *owner != number);
         let place = function.bar().filter(|start| fits(&bars, *start, size));
         if let Some(start) = place {
-            bars.insert(start, (size, device));
+            bars.insert(start, (size, number));
         }
         drop(bars);
         function.place(place);
@@ -249,21 +240,18 @@ impl Root {
     }
 
     /// The function whose BAR covers all of an access, and where in it.
-    fn find(&self, offset: u64, len: usize) -> Option<(Slot, u64)> {
+    fn find(&self, offset: u64, len: usize) -> Option<(DeviceNumber, u64)> {
         let address = layout::PCI_WINDOW_START.checked_add(offset)?;
-        let (device, offset) = {
-            let bars = self.bars();
-            let (start, (size, device)) = bars.range(..=address).next_back()?;
-            let offset = address - start;
-            let end = offset.checked_add(len as u64)?;
-            (end <= *size).then_some((*device, offset))?
-        };
-        Some((self.slot(device)?, offset))
+        let bars = self.bars();
+        let (start, (size, number)) = bars.range(..=address).next_back()?;
+        let offset = address - start;
+        let end = offset.checked_add(len as u64)?;
+        (end <= *size).then_some((*number, offset))
     }
 }
 
 /// Whether `size` bytes at `start` lie in the window, and on no other BAR.
-fn fits(bars: &BTreeMap<u64, (u64, usize)>, start: u64, size: u64) -> bool {
+fn fits(bars: &BTreeMap<u64, (u64, DeviceNumber)>, start: u64, size: u64) -> bool {
     let window_end = layout::PCI_WINDOW_START + layout::PCI_WINDOW_SIZE;
     let Some(end) = start.checked_add(size) else {
         return false;
@@ -271,108 +259,6 @@ fn fits(bars: &BTreeMap<u64, (u64, usize)>, start: u64, size: u64) -> bool {
     let below = bars.range(..end).next_back();
     let free = below.is_none_or(|(other, (length, _))| other + length <= start);
     size > 0 && start >= layout::PCI_WINDOW_START && end <= window_end && free
-}
-
-fn lock(slot: &Slot) -> MutexGuard<'_, Box<dyn Function>> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A register of a function on bus 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Address {
-    device: usize,
-    number: usize,
-    register: usize,
-}
-
-impl Address {
-    /// By ECAM: 4 KiB a function, bus 0 alone.
-    fn by_ecam(offset: u64) -> Self {
-        Address {
-            device: (offset >> 15 & 0x1f) as usize,
-            number: (offset >> 12 & 7) as usize,
-            register: (offset & 0xfff) as usize,
-        }
-    }
-
-    /// By the address port; `None` for another bus, or while it is off.
-    fn by_port(address: u32, byte: u64) -> Option<Self> {
-        let bus = address >> 16 & 0xff;
-        (address & CONFIG_ENABLE != 0 && bus == 0).then(|| Address {
-            device: (address >> 11 & 0x1f) as usize,
-            number: (address >> 8 & 7) as usize,
-            register: (address & 0xfc) as usize + byte as usize,
-        })
-    }
-}
-
-struct Ecam(Arc<Root>);
-
-impl bus::Device for Ecam {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        self.0.read_config(Address::by_ecam(offset), data);
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        self.0.write_config(Address::by_ecam(offset), data);
-    }
-}
-
-struct Ports(Arc<Root>);
-
-/// The data port, behind the address port.
-const DATA: u64 = 4;
-
-impl Ports {
-    fn address(&self) -> MutexGuard<'_, u32> {
-        self.0
-            .address
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What an access to the data port reaches.
-    fn target(&self, offset: u64) -> Option<Address> {
-        let byte = offset.checked_sub(DATA)?;
-        Address::by_port(*self.address(), byte)
-    }
-}
-
-impl bus::Device for Ports {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        if let Some(target) = self.target(offset) {
-            self.0.read_config(target, data);
-        } else if offset == 0 {
-            let address = self.address().to_le_bytes();
-            data.iter_mut()
-                .zip(address)
-                .for_each(|(place, byte)| *place = byte);
-        }
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        if let Some(target) = self.target(offset) {
-            self.0.write_config(target, data);
-        } else if let (0, Ok(bytes)) = (offset, data.try_into()) {
-            *self.address() = u32::from_le_bytes(bytes);
-        }
-    }
-}
-
-struct Window(Arc<Root>);
-
-impl bus::Device for Window {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        if let Some((slot, offset)) = self.0.find(offset, data.len()) {
-            lock(&slot).read(offset, data);
-        }
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        if let Some((slot, offset)) = self.0.find(offset, data.len()) {
-            lock(&slot).write(offset, data);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ impl Guest {
         guest
     }
 
-    fn add(&self) -> Result<(), Error> {
+    fn add(&self) -> Result<DeviceNumber, Error> {
         let rng = Box::new(Rng::open().unwrap());
         let (msi, kicks) = (self.wires.clone(), self.wires.clone());
         let function = VirtioPci::new(rng, ram(0x1000), msi, kicks)?;
@@ -76,9 +76,9 @@ fn functions_are_found_and_nothing_else() {
     }
     assert_eq!(guest.get(1, 0x100), ONES, "no extended capabilities");
     let found = guest.root.describe();
-    let addresses: Vec<_> = found.iter().map(|one| one.address.as_str()).collect();
+    let addresses: Vec<_> = found.iter().map(|one| one.number.to_string()).collect();
     assert_eq!(addresses, ["0000:00:01.0", "0000:00:02.0"]);
-    assert_eq!(found[0].kind, "virtio-rng");
+    assert_eq!(found[0].identity.kind, "virtio-rng");
 }
 
 #[test]

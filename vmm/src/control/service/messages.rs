@@ -3,6 +3,7 @@
 use orlop_proto::vmm::v1 as api;
 
 use crate::control::{Refusal, Status};
+use crate::pci::Description;
 use crate::vm::Outcome;
 
 impl From<Status> for api::DescribeResponse {
@@ -22,23 +23,27 @@ impl From<Status> for api::DescribeResponse {
             devices: status
                 .devices
                 .into_iter()
-                .map(|device| api::PciDevice {
-                    address: device.address,
-                    vendor_id: device.vendor.into(),
-                    device_id: device.device.into(),
-                    kind: device.kind.into(),
-                    counters: device
-                        .counters
-                        .into_iter()
-                        .map(|(k, v)| (k.into(), v))
-                        .collect(),
-                })
+                .map(api::PciDevice::from)
                 .collect(),
             exits: status
                 .exits
                 .into_iter()
                 .map(|(k, v)| (k.into(), v))
                 .collect(),
+        }
+    }
+}
+
+impl From<Description> for api::PciDevice {
+    fn from(device: Description) -> Self {
+        let Description { number, identity } = device;
+        let counters = identity.counters.into_iter();
+        api::PciDevice {
+            address: number.to_string(),
+            vendor_id: identity.vendor.into(),
+            device_id: identity.device.into(),
+            kind: identity.kind.into(),
+            counters: counters.map(|(k, v)| (k.into(), v)).collect(),
         }
     }
 }
