@@ -11,6 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::stage;
+use guest::held::Held;
 use orlop_testbed::containerd::ctr::Running;
 use orlop_testbed::setup::build;
 
@@ -21,7 +22,7 @@ const SETTLED: u64 = 2;
 /// How long the guest may take on an emulated machine that is busy with other things.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// The guest's memory: large enough that no other mapping of the VMM's is as large, and that 62 buffers of it are more than 4 GiB.
+/// The guest's memory: large enough that 62 buffers of it are more than 4 GiB.
 const MEMORY_MIB: u64 = 192;
 /// What the VMM may have more in the end, in KiB, for the allocator does not always lay things out alike. Between the two looks the devices
 /// are set up more than 2,000 times, so a leak of 64 bytes in each is more.
@@ -72,57 +73,6 @@ fn allow(disk: &Path, rounds: u64) {
     disk.write_all_at(&rounds.to_le_bytes(), 0).unwrap();
 }
 
-/// What a process holds.
-#[derive(Debug)]
-struct Held {
-    /// Memory of its own, but for the guest's RAM, in KiB.
-    kib: u64,
-    /// But for the kernel's own, which work for an io_uring and come and go.
-    threads: usize,
-    descriptors: usize,
-}
-
-impl Held {
-    fn by(id: u32) -> Self {
-        let entries = |what| fs::read_dir(format!("/proc/{id}/{what}")).unwrap();
-        let is_own = |name: &str| !name.starts_with("iou-");
-        Held {
-            kib: own_memory(&fs::read_to_string(format!("/proc/{id}/smaps")).unwrap()),
-            threads: entries("task")
-                .map(|task| task.unwrap().path().join("comm"))
-                .filter(|name| fs::read_to_string(name).is_ok_and(|name| is_own(&name)))
-                .count(),
-            descriptors: entries("fd").count(),
-        }
-    }
-}
-
-/// The private memory of all mappings but the guest's RAM, which is told by its size, in KiB. RAM counts for nothing because how much of
-/// it is there is the guest's and the host's affair: a page is had when it is touched, or 512 at once.
-fn own_memory(smaps: &str) -> u64 {
-    let mut own = 0;
-    let mut is_ram = false;
-    let mut seen_ram = false;
-    for line in smaps.lines() {
-        let mut words = line.split_whitespace();
-        let (name, number) = (words.next(), words.next());
-        let kib = || number.unwrap().parse::<u64>().unwrap();
-        match name {
-            Some("Size:") => {
-                is_ram = kib() >= MEMORY_MIB << 10;
-                seen_ram |= is_ram;
-            }
-            Some("Private_Clean:" | "Private_Dirty:" | "Swap:") if !is_ram => own += kib(),
-            _ => {}
-        }
-    }
-    assert!(
-        seen_ram,
-        "the guest's RAM is not among the mappings:\n{smaps}"
-    );
-    own
-}
-
 #[test]
 fn a_guest_that_breaks_every_rule_costs_itself_its_devices_and_the_host_nothing() {
     let Some(stage) = stage() else { return };
@@ -158,7 +108,7 @@ fn a_guest_that_breaks_every_rule_costs_itself_its_devices_and_the_host_nothing(
             break;
         }
         // This one now does nothing but read the disk's first sector until it may go on.
-        held.push(Held::by(id));
+        held.push(Held::by_vmm(id));
         println!("round {round}: {:?}", held.last().unwrap());
         let next = if round == ROUNDS { ENOUGH } else { round + 1 };
         allow(&disk, next);

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each story program uses a part of this")]
 
+pub mod held;
 pub mod tap;
 
 use std::fs;

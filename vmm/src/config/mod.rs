@@ -35,6 +35,15 @@ pub struct VmConfig {
     pub fs: Vec<FsConfig>,
 }
 
+/// A device that a VM can be given while it runs.
+#[derive(Clone, Debug)]
+pub enum DeviceConfig {
+    /// A disk.
+    Disk(DiskConfig),
+    /// A network card.
+    Net(NetConfig),
+}
+
 /// What a VM boots.
 #[derive(Clone, Debug)]
 pub struct KernelConfig {

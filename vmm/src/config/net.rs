@@ -1,5 +1,6 @@
 //! `--net`: which tap, and as which card the guest sees it.
 
+use std::fmt;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 
@@ -59,9 +60,9 @@ impl FromStr for NetConfig {
         )?;
         let mac = fields.take("mac").map(str::parse).transpose()?;
         let vhost = fields.take("vhost").map(str::parse).transpose()?;
-        let queues = fields.take("queues").map(queues).transpose()?;
+        let queues = fields.take("queues").map(number_of_queues).transpose()?;
         let tap = match (fields.take("tap"), fields.take("fd")) {
-            (Some(name), None) => TapConfig::Named(name.parse()?, queues.unwrap_or(1)),
+            (Some(name), None) => TapConfig::named(name, queues.unwrap_or(1))?,
             (None, Some(list)) => TapConfig::Given(descriptors(list)?),
             (Some(_), Some(_)) => {
                 return Err(ParseError::new(
@@ -99,15 +100,27 @@ impl FromStr for VhostConfig {
     }
 }
 
-fn queues(text: &str) -> Result<u16, ParseError> {
-    text.parse()
-        .ok()
-        .filter(|count| (1..=PAIRS_MAX).contains(count))
-        .ok_or_else(|| {
-            ParseError::new(format!(
-                "queues={text}: a network device has 1 to {PAIRS_MAX} pairs of queues"
-            ))
-        })
+fn number_of_queues(text: &str) -> Result<u32, ParseError> {
+    text.parse().map_err(|_| wrong_queues(&text))
+}
+
+fn wrong_queues(given: &dyn fmt::Display) -> ParseError {
+    ParseError::new(format!(
+        "queues={given}: a network device has 1 to {PAIRS_MAX} pairs of queues"
+    ))
+}
+
+impl TapConfig {
+    /// The tap called `name`, with so many queues.
+    ///
+    /// # Errors
+    /// When that is no name of an interface, or there are too many queues or none.
+    pub fn named(name: &str, queues: u32) -> Result<Self, ParseError> {
+        let count = u16::try_from(queues).ok();
+        let count = count.filter(|count| (1..=PAIRS_MAX).contains(count));
+        let count = count.ok_or_else(|| wrong_queues(&queues))?;
+        Ok(TapConfig::Named(name.parse()?, count))
+    }
 }
 
 fn descriptors(list: &str) -> Result<Vec<RawFd>, ParseError> {
@@ -163,6 +176,13 @@ impl MacAddress {
     /// The bytes.
     pub fn bytes(self) -> [u8; 6] {
         self.0
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }
 
@@ -222,6 +242,7 @@ mod tests {
             TapConfig::Named(TapName("a.long-name_15@".into()), 4)
         );
         assert_eq!(all.mac.unwrap().bytes(), [2, 0, 0, 0x12, 0x34, 0xab]);
+        assert_eq!(all.mac.unwrap().to_string(), "02:00:00:12:34:ab");
         assert_eq!(parse("tap=a,vhost=on").vhost, VhostConfig::On);
         assert_eq!(parse("vhost=off,fd=3").vhost, VhostConfig::Off);
         assert_eq!(parse("fd=3").tap, TapConfig::Given(vec![3]));

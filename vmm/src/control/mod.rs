@@ -10,14 +10,17 @@ use std::sync::mpsc::Sender;
 
 use tokio::sync::oneshot;
 
-use crate::pci::Description;
-use crate::vm::Outcome;
+use crate::config::DeviceConfig;
+use crate::pci::{Description, DeviceNumber};
+use crate::vm::{Ejected, Outcome};
 
 /// Something for the controller.
 #[derive(Debug)]
 pub enum Message {
     /// The guest has come to its end, in this one of its lives.
     GuestEnded(Life, Outcome),
+    /// The guest has let go of a device, in this one of its lives.
+    Ejected(Life, Ejected),
     /// The VM must end: a signal, or whoever sits at its console.
     Kill,
     /// A client asks.
@@ -28,7 +31,7 @@ pub enum Message {
 /// begun is of no interest any more.
 pub type Life = u32;
 
-/// How the parts of a guest's machine say that it has come to its end.
+/// How the parts of a guest's machine say that it, or one of its devices, has come to its end.
 #[derive(Clone, Debug)]
 pub struct EndOfLife {
     controller: Sender<Message>,
@@ -48,19 +51,32 @@ impl EndOfLife {
             .controller
             .send(Message::GuestEnded(self.life, outcome));
     }
+
+    /// Hands over a device that the guest has let go of.
+    pub fn eject(&self, device: Ejected) {
+        // As above; the device ends here, then.
+        let _ = self.controller.send(Message::Ejected(self.life, device));
+    }
 }
 
 /// Where an answer goes.
 pub type Reply<T> = oneshot::Sender<T>;
 
 /// Why a client does not get what it asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// A guest that stands still hears nothing.
-    #[error(
-        "the VM is paused, and its guest cannot hear the power button; resume it first, or kill it"
-    )]
-    Paused,
+    #[error("the VM is paused, and its guest cannot hear of {0}; resume it first")]
+    Paused(&'static str),
+    /// Nothing is there that could be taken away.
+    #[error("there is no device at {0}; `orlop inspect` lists those that there are")]
+    NoDevice(DeviceNumber),
+    /// The bus is full.
+    #[error("there is no place for another device; remove one first")]
+    NoPlace,
+    /// What the host says, on one line.
+    #[error("{0}")]
+    Host(String),
 }
 
 /// What a client may ask.
@@ -76,6 +92,10 @@ pub enum Request {
     Reset(Reply<()>),
     /// Press the power button.
     PowerButton(Reply<Result<(), Refusal>>),
+    /// Give the guest another device.
+    AddDevice(DeviceConfig, Reply<Result<DeviceNumber, Refusal>>),
+    /// Have the guest let go of a device. The answer comes when it has.
+    RemoveDevice(DeviceNumber, Reply<Result<(), Refusal>>),
     /// End the VM.
     Kill(Reply<()>),
 }

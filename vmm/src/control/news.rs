@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::broadcast;
 
+use crate::pci::DeviceNumber;
 use crate::vm::Outcome;
 
 /// Something that happened to a VM.
@@ -19,6 +20,10 @@ pub enum Happening {
     PowerButton,
     /// The guest was reset.
     Reset,
+    /// The guest was given another device.
+    DeviceAdded(DeviceNumber),
+    /// The guest has let go of a device.
+    DeviceRemoved(DeviceNumber),
     /// The VM has ended.
     Ended(Outcome),
 }

@@ -5,6 +5,7 @@
 mod console;
 mod events;
 mod messages;
+mod requests;
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -24,6 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::news::News;
 use super::{Message, Reply, Request};
+use crate::config::DeviceConfig;
 use crate::devices::console::Console;
 use crate::vm::Outcome;
 
@@ -156,11 +158,20 @@ struct Service {
 impl Service {
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Status> {
         let (reply, answer) = oneshot::channel();
-        let ending = || Status::unavailable("the VM is ending");
+        let ending = || Status::unavailable("the VM is ending, or its guest was reset");
         self.controller
             .send(Message::Request(request(reply)))
             .map_err(|_| ending())?;
         answer.await.map_err(|_| ending())
+    }
+
+    async fn add(&self, device: DeviceConfig) -> Result<Response<api::AddDeviceResponse>, Status> {
+        let number = self
+            .ask(|reply| Request::AddDevice(device, reply))
+            .await??;
+        Ok(Response::new(api::AddDeviceResponse {
+            address: number.to_string(),
+        }))
     }
 }
 
@@ -203,6 +214,33 @@ impl Vmm for Service {
     ) -> Result<Response<api::ShutdownResponse>, Status> {
         self.ask(Request::PowerButton).await??;
         Ok(Response::new(api::ShutdownResponse {}))
+    }
+
+    async fn add_disk(
+        &self,
+        call: Call<api::AddDiskRequest>,
+    ) -> Result<Response<api::AddDeviceResponse>, Status> {
+        self.add(requests::disk(call.into_inner())?).await
+    }
+
+    async fn add_net(
+        &self,
+        call: Call<api::AddNetRequest>,
+    ) -> Result<Response<api::AddDeviceResponse>, Status> {
+        self.add(requests::net(call.into_inner())?).await
+    }
+
+    async fn remove_device(
+        &self,
+        call: Call<api::RemoveDeviceRequest>,
+    ) -> Result<Response<api::RemoveDeviceResponse>, Status> {
+        let (number, limit) = requests::removal(&call.into_inner())?;
+        let gone = self.ask(|reply| Request::RemoveDevice(number, reply));
+        match tokio::time::timeout(limit, gone).await {
+            Ok(answer) => answer??,
+            Err(_) => return Err(requests::not_yet_gone(number, limit)),
+        }
+        Ok(Response::new(api::RemoveDeviceResponse {}))
     }
 
     async fn kill(&self, _: Call<api::KillRequest>) -> Result<Response<api::KillResponse>, Status> {

@@ -87,6 +87,9 @@ pub enum Error {
 /// A place on the bus, with a function or without.
 type Slot = Mutex<Option<Box<dyn Function>>>;
 
+/// A place that nobody else looks into meanwhile.
+type Place<'r> = MutexGuard<'r, Option<Box<dyn Function>>>;
+
 /// Bus 0.
 pub struct Root {
     /// By device number.
@@ -115,15 +118,13 @@ impl Root {
         root
     }
 
-    /// Puts a function on the bus: the first device number that is free, a place for its BAR.
+    /// Puts a function on the bus before the guest runs, as firmware hands it over: the first device number that is free, a place for its
+    /// BAR.
     ///
     /// # Errors
     /// When there is no room.
     pub fn add(&self, mut function: Box<dyn Function>) -> Result<DeviceNumber, Error> {
-        let (number, mut slot) = DeviceNumber::all()
-            .map(|number| (number, self.slot(number)))
-            .find(|(_, slot)| slot.is_none())
-            .ok_or(Error::BusFull)?;
+        let (number, mut slot) = self.empty_slot()?;
         let size = function.bar_size();
         if size > 0 {
             let place = self.free(size).ok_or(Error::WindowFull(size))?;
@@ -132,6 +133,25 @@ impl Root {
         }
         *slot = Some(function);
         Ok(number)
+    }
+
+    /// Puts a function on the bus while the guest runs. Its BAR decodes nothing: where there is room is for the guest to say, which may
+    /// be moving other BARs about just now.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn plug(&self, function: Box<dyn Function>) -> Result<DeviceNumber, Error> {
+        let (number, mut slot) = self.empty_slot()?;
+        *slot = Some(function);
+        Ok(number)
+    }
+
+    /// The first device number that is free.
+    fn empty_slot(&self) -> Result<(DeviceNumber, Place<'_>), Error> {
+        DeviceNumber::all()
+            .map(|number| (number, self.slot(number)))
+            .find(|(_, slot)| slot.is_none())
+            .ok_or(Error::BusFull)
     }
 
     /// Takes a function off the bus: from now on the guest finds nothing there. It works on until it is stopped. The host bridge stays.
@@ -192,7 +212,7 @@ impl Root {
         Arc::new(Window(self.clone()))
     }
 
-    fn slot(&self, number: DeviceNumber) -> MutexGuard<'_, Option<Box<dyn Function>>> {
+    fn slot(&self, number: DeviceNumber) -> Place<'_> {
         number
             .of(&self.slots)
             .lock()

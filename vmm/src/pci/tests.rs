@@ -82,6 +82,38 @@ fn functions_are_found_and_nothing_else() {
 }
 
 #[test]
+fn a_function_that_comes_while_the_guest_runs_takes_no_place_of_its_own() {
+    let guest = Guest::new(1);
+    // The guest sizes a BAR, which is nowhere meanwhile.
+    guest.put(1, BAR, ONES);
+    let rng = Box::new(Rng::open().unwrap());
+    let (msi, kicks) = (guest.wires.clone(), guest.wires.clone());
+    let function = VirtioPci::new(rng, ram(0x1000), msi, kicks).unwrap();
+    assert_eq!(guest.root.plug(Box::new(function)).unwrap().get(), 2);
+    guest.put(1, BAR, WINDOW as u32);
+    assert_eq!(guest.wires.kicks_at(), [WINDOW + 0x3000]);
+    assert_eq!((guest.get(2, BAR), guest.get(2, COMMAND) & 2), (0, 0));
+    // Then it gives the newcomer a place.
+    guest.put(2, BAR, (WINDOW + SIZE) as u32);
+    guest.put(2, COMMAND, 2);
+    assert_eq!(guest.queues_at(WINDOW + SIZE), 1);
+}
+
+#[test]
+fn a_function_that_goes_leaves_its_place_to_the_next() {
+    let guest = Guest::new(3);
+    let function = guest.root.remove(DeviceNumber::from_bits(2)).unwrap();
+    assert_eq!(guest.get(2, 0), ONES);
+    assert_eq!(guest.queues_at(WINDOW + SIZE), 0xffff);
+    assert_eq!(guest.wires.kicks_at().len(), 2);
+    drop(function);
+    assert!(guest.root.remove(DeviceNumber::from_bits(2)).is_none());
+    assert!(guest.root.remove(DeviceNumber::HOST_BRIDGE).is_none());
+    assert_eq!(guest.add().unwrap().get(), 2);
+    assert_eq!(guest.queues_at(WINDOW + SIZE), 1);
+}
+
+#[test]
 fn ports_reach_what_the_ecam_does() {
     let guest = Guest::new(1);
     let mut word = [0xff; 4];

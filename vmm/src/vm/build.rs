@@ -7,24 +7,28 @@ use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{Address, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::bays::{Bays, Wiring};
 use super::{Error, Front, Machine, Vm};
 use crate::arch::x86_64::regs::Entry;
 use crate::arch::x86_64::{acpi, cpuid, layout, regs};
+use crate::boot;
 use crate::bus::Bus;
-use crate::config::{DiskSerial, MacAddress, TapConfig, VhostConfig, VmConfig};
+use crate::config::{
+    DeviceConfig, DiskConfig, DiskSerial, MacAddress, NetConfig, TapConfig, VcpuCount, VhostConfig,
+    VmConfig,
+};
 use crate::control::EndOfLife;
 use crate::devices::console::Console;
+use crate::devices::pci_hotplug::REGISTERS_SIZE;
 use crate::devices::power::{I8042, Power};
 use crate::devices::pvpanic::PvPanic;
 use crate::devices::virtio::blk::{self, Blk};
 use crate::devices::virtio::net::{self, Net, Vhost};
-use crate::devices::virtio::transport::pci::VirtioPci;
 use crate::devices::virtio::{self, GuestMemory, fs::Fs, rng::Rng, vsock::Vsock};
 use crate::irq::Routes;
 use crate::memory::{self, Sharing};
 use crate::socket::Unlink;
 use crate::vcpu::{Buses, Gate, Vcpu};
-use crate::{boot, pci};
 
 impl Vm {
     /// Builds a machine for the guest's next life. Nothing of the guest runs yet.
@@ -40,15 +44,20 @@ impl Vm {
             Some(front) => front,
             none => none.insert(Front::open(config, &mut self.paths)?),
         };
-        let pci = Arc::new(pci::Root::new());
-        for device in std::mem::take(&mut front.devices) {
-            let device = VirtioPci::new(device, ram.clone(), routes.clone(), routes.clone())?;
-            pci.add(Box::new(device))?;
-        }
-        let power_button = eventfd()?;
+        let (power_button, hotplug) = (eventfd()?, eventfd()?);
         wire(&vm, front.console.irq(), layout::SERIAL_GSI)?;
         wire(&vm, &power_button, layout::POWER_GSI)?;
-        let buses = buses(&pci, &front.console, &end)?;
+        wire(&vm, &hotplug, layout::PCI_HOTPLUG_GSI)?;
+        let wiring = Wiring {
+            ram,
+            msi: routes.clone(),
+            ioevents: routes,
+        };
+        let bays = Bays::new(wiring, hotplug, &end);
+        for device in std::mem::take(&mut front.devices) {
+            bays.fill(device)?;
+        }
+        let buses = buses(&bays, &front.console, &end)?;
 
         let gate = Arc::new(Gate::new());
         let vcpus = spawn_vcpus(&kvm, &vm, config.vcpus.get(), entry, |id, fd| {
@@ -57,7 +66,7 @@ impl Vm {
         Ok(Machine {
             gate,
             vcpus,
-            pci,
+            bays,
             power_button,
         })
     }
@@ -141,25 +150,10 @@ pub(super) fn virtio_devices(
 ) -> Result<Vec<Box<dyn virtio::Device>>, Error> {
     let mut devices: Vec<Box<dyn virtio::Device>> = vec![Box::new(Rng::open()?)];
     for disk in &config.disks {
-        let options = blk::Options {
-            readonly: disk.readonly,
-            serial: disk.serial.map(DiskSerial::bytes),
-            queues: config.vcpus.get().into(),
-        };
-        devices.push(Box::new(Blk::open(&disk.path, options)?));
+        devices.push(Box::new(open_disk(disk, config.vcpus)?));
     }
     for net in &config.nets {
-        let tap = match &net.tap {
-            TapConfig::Named(name, queues) => net::Source::Named(name.as_str().into(), *queues),
-            TapConfig::Given(fds) => net::Source::Given(fds.clone()),
-        };
-        let mac = net.mac.map(MacAddress::bytes);
-        let vhost = match net.vhost {
-            VhostConfig::Auto => Vhost::Auto,
-            VhostConfig::On => Vhost::On,
-            VhostConfig::Off => Vhost::Off,
-        };
-        devices.push(Box::new(Net::open(&tap, mac, vhost)?));
+        devices.push(Box::new(open_net(net)?));
     }
     if let Some(vsock) = &config.vsock {
         devices.push(Box::new(Vsock::new(
@@ -174,11 +168,42 @@ pub(super) fn virtio_devices(
     Ok(devices)
 }
 
-fn buses(
-    pci: &Arc<pci::Root>,
-    console: &Arc<Console>,
-    end: &EndOfLife,
-) -> Result<Arc<Buses>, Error> {
+/// The device of a configuration, for a VM of so many vCPUs; idle.
+pub(super) fn open_device(
+    config: &DeviceConfig,
+    vcpus: VcpuCount,
+) -> Result<Box<dyn virtio::Device>, Error> {
+    Ok(match config {
+        DeviceConfig::Disk(disk) => Box::new(open_disk(disk, vcpus)?),
+        DeviceConfig::Net(net) => Box::new(open_net(net)?),
+    })
+}
+
+fn open_disk(disk: &DiskConfig, vcpus: VcpuCount) -> Result<Blk, Error> {
+    let options = blk::Options {
+        readonly: disk.readonly,
+        serial: disk.serial.map(DiskSerial::bytes),
+        queues: vcpus.get().into(),
+    };
+    Ok(Blk::open(&disk.path, options)?)
+}
+
+fn open_net(net: &NetConfig) -> Result<Net, Error> {
+    let tap = match &net.tap {
+        TapConfig::Named(name, queues) => net::Source::Named(name.as_str().into(), *queues),
+        TapConfig::Given(fds) => net::Source::Given(fds.clone()),
+    };
+    let mac = net.mac.map(MacAddress::bytes);
+    let vhost = match net.vhost {
+        VhostConfig::Auto => Vhost::Auto,
+        VhostConfig::On => Vhost::On,
+        VhostConfig::Off => Vhost::Off,
+    };
+    Ok(Net::open(&tap, mac, vhost)?)
+}
+
+fn buses(bays: &Bays, console: &Arc<Console>, end: &EndOfLife) -> Result<Arc<Buses>, Error> {
+    let pci = bays.bus();
     let mut ports = Bus::new();
     let power = Arc::new(Power::new(end.clone()));
     let keyboard = Arc::new(I8042::new(end.clone()));
@@ -195,6 +220,11 @@ fn buses(
         layout::PCI_CONFIG_PORT.into(),
         layout::PCI_CONFIG_SIZE.into(),
         pci.ports(),
+    )?;
+    ports.insert(
+        layout::PCI_HOTPLUG_PORT.into(),
+        REGISTERS_SIZE.into(),
+        bays.registers(),
     )?;
     let mut memory = Bus::new();
     memory.insert(layout::ECAM_START, layout::ECAM_SIZE, pci.ecam())?;

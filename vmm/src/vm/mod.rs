@@ -7,6 +7,7 @@
 //! The order of building matters in places: RAM is registered before the interrupt controllers exist, devices are on their buses
 //! before the first vCPU runs, and what can fail for the user's sake (files, sockets) fails before that as well.
 
+mod bays;
 mod build;
 mod error;
 mod keyboard;
@@ -21,14 +22,16 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use self::bays::Bays;
+pub use self::bays::Ejected;
 pub use self::error::Error;
 pub use self::outcome::Outcome;
-use crate::config::{ConsoleConfig, VmConfig};
+use crate::config::{ConsoleConfig, DeviceConfig, VmConfig};
 use crate::control::news::{Happening, News};
 use crate::control::service::Server;
 use crate::control::{EndOfLife, Life, Message, Refusal, Request, Status};
 use crate::devices::{console, virtio};
-use crate::pci;
+use crate::pci::{self, DeviceNumber};
 use crate::socket::{self, Unlink};
 use crate::state::StateDirectory;
 use crate::terminal::Raw;
@@ -112,7 +115,7 @@ enum Clients {
 struct Machine {
     gate: Arc<Gate>,
     vcpus: Vec<Vcpu>,
-    pci: Arc<pci::Root>,
+    bays: Bays,
     power_button: EventFd,
 }
 
@@ -121,7 +124,7 @@ impl Vm {
     fn live(&mut self, messages: &Receiver<Message>) -> Result<Outcome, Error> {
         let life = self.life;
         self.life = life.wrapping_add(1);
-        let machine = self.build(EndOfLife::new(self.controller.clone(), life))?;
+        let mut machine = self.build(EndOfLife::new(self.controller.clone(), life))?;
         if let Some(front) = &mut self.front {
             front.welcome(&self.config, &self.controller, &self.news)?;
         }
@@ -130,7 +133,7 @@ impl Vm {
         }
         machine.gate.set(Phase::Running);
         self.news.tell(Happening::Booted);
-        let outcome = self.control(&machine, life, messages);
+        let outcome = self.control(&mut machine, life, messages);
         log::info!("{}: {outcome}", self.config.name.as_str());
         if outcome == Outcome::Reset {
             self.news.tell(Happening::Reset);
@@ -144,12 +147,17 @@ impl Vm {
     }
 
     /// The one place that changes a running VM.
-    fn control(&self, machine: &Machine, life: Life, messages: &Receiver<Message>) -> Outcome {
+    fn control(&self, machine: &mut Machine, life: Life, messages: &Receiver<Message>) -> Outcome {
         loop {
             match messages.recv() {
                 Ok(Message::GuestEnded(of, outcome)) if of == life => return outcome,
+                Ok(Message::Ejected(of, device)) if of == life => {
+                    let number = device.number;
+                    machine.bays.ejected(device);
+                    self.news.tell(Happening::DeviceRemoved(number));
+                }
                 // The last words of an earlier life.
-                Ok(Message::GuestEnded(..)) => {}
+                Ok(Message::GuestEnded(..) | Message::Ejected(..)) => {}
                 Ok(Message::Kill) => return Outcome::Killed,
                 Ok(Message::Request(request)) => {
                     if let Some(outcome) = self.serve(machine, request) {
@@ -163,7 +171,7 @@ impl Vm {
     }
 
     /// Does what a client asks. A client that has gone does not hear the answer, and nothing else follows from that.
-    fn serve(&self, machine: &Machine, request: Request) -> Option<Outcome> {
+    fn serve(&self, machine: &mut Machine, request: Request) -> Option<Outcome> {
         match request {
             Request::Describe(reply) => {
                 let _ = reply.send(self.status(machine));
@@ -177,7 +185,7 @@ impl Vm {
                 let _ = reply.send(());
             }
             Request::PowerButton(reply) if machine.gate.phase() == Phase::Paused => {
-                let _ = reply.send(Err(Refusal::Paused));
+                let _ = reply.send(Err(Refusal::Paused("the power button")));
             }
             Request::PowerButton(reply) => {
                 // It fails only when the eventfd is full, and then the button is being pressed anyway.
@@ -185,6 +193,13 @@ impl Vm {
                 self.news.tell(Happening::PowerButton);
                 let _ = reply.send(Ok(()));
             }
+            Request::AddDevice(config, reply) => {
+                let _ = reply.send(self.add_device(machine, &config));
+            }
+            Request::RemoveDevice(_, reply) if machine.gate.phase() == Phase::Paused => {
+                let _ = reply.send(Err(Refusal::Paused("a device that is to go")));
+            }
+            Request::RemoveDevice(number, reply) => machine.bays.ask_for(number, reply),
             Request::Reset(reply) => {
                 let _ = reply.send(());
                 return Some(Outcome::Reset);
@@ -195,6 +210,24 @@ impl Vm {
             }
         }
         None
+    }
+
+    fn add_device(
+        &self,
+        machine: &Machine,
+        config: &DeviceConfig,
+    ) -> Result<DeviceNumber, Refusal> {
+        let device = build::open_device(config, self.config.vcpus);
+        match device.and_then(|device| machine.bays.plug(device)) {
+            Ok(number) => {
+                self.news.tell(Happening::DeviceAdded(number));
+                Ok(number)
+            }
+            Err(Error::Pci(pci::Error::BusFull | pci::Error::WindowFull(_))) => {
+                Err(Refusal::NoPlace)
+            }
+            Err(error) => Err(Refusal::Host(error.line())),
+        }
     }
 
     /// Has the vCPUs stand still or go on, if they do not yet.
@@ -211,7 +244,7 @@ impl Vm {
             paused: machine.gate.phase() == Phase::Paused,
             vcpus: self.config.vcpus.get(),
             memory: self.config.memory.bytes(),
-            devices: machine.pci.describe(),
+            devices: machine.bays.bus().describe(),
             exits: exits::sum(machine.vcpus.iter().map(Vcpu::exits)).collect(),
         }
     }
@@ -300,7 +333,7 @@ impl Machine {
         for vcpu in self.vcpus {
             vcpu.join();
         }
-        self.pci.stop();
-        self.pci.release()
+        self.bays.bus().stop();
+        self.bays.bus().release()
     }
 }

@@ -13,15 +13,21 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic::transport::Channel;
 
+use super::bays::Wiring;
 use super::*;
 use crate::bus::Device as _;
 use crate::config::KernelConfig;
+use crate::devices::pci_hotplug::{EJECT, PciHotplug};
+use crate::devices::virtio::test_driver::ram;
+use crate::devices::virtio::transport::test_wires::Wires;
 
 /// Longer than anything here takes, unless it hangs.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A VM without a guest, whose controller runs.
 struct Bench {
+    /// What the guest would let go of devices by.
+    hotplug: Arc<PciHotplug>,
     directory: tempfile::TempDir,
     console: Arc<console::Console>,
     controller: Controller,
@@ -38,6 +44,8 @@ impl Bench {
         let weak = Arc::downgrade(&console);
         let server = Server::start(listener, controller.clone(), news.clone(), weak).unwrap();
         let controller_of_vm = controller.clone();
+        let mut machine = machine(&EndOfLife::new(controller.clone(), 0));
+        let hotplug = machine.bays.registers();
         let held = console.clone();
         let ended = std::thread::spawn(move || {
             let vm = Vm {
@@ -49,9 +57,8 @@ impl Bench {
                 front: None,
                 paths: Vec::new(),
             };
-            let machine = machine();
             machine.gate.set(Phase::Running);
-            let outcome = vm.control(&machine, 0, &messages);
+            let outcome = vm.control(&mut machine, 0, &messages);
             machine.end();
             vm.news.tell(Happening::Ended(outcome.clone()));
             drop(held);
@@ -61,6 +68,7 @@ impl Bench {
             outcome
         });
         Bench {
+            hotplug,
             directory,
             console,
             controller,
@@ -102,12 +110,19 @@ fn config() -> VmConfig {
     }
 }
 
-fn machine() -> Machine {
+fn machine(end: &EndOfLife) -> Machine {
+    let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let wires = Wires::new();
+    let wiring = Wiring {
+        ram: ram(1 << 20),
+        msi: wires.clone(),
+        ioevents: wires,
+    };
     Machine {
         gate: Arc::new(Gate::new()),
         vcpus: Vec::new(),
-        pci: Arc::new(pci::Root::new()),
-        power_button: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+        bays: Bays::new(wiring, event(), end),
+        power_button: event(),
     }
 }
 
@@ -133,6 +148,12 @@ enum Verb {
     Kill,
     Events,
     Console,
+    /// Of a file that is not there.
+    AddDisk,
+    /// By a name that no interface has.
+    AddNet,
+    /// Where none is.
+    RemoveDevice,
 }
 
 /// What a call comes to.
@@ -146,6 +167,21 @@ enum Then {
     Refused(Code),
 }
 
+fn disk(path: &str) -> api::AddDiskRequest {
+    api::AddDiskRequest {
+        path: path.into(),
+        readonly: true,
+        serial: String::new(),
+    }
+}
+
+fn removal(address: &str) -> api::RemoveDeviceRequest {
+    api::RemoveDeviceRequest {
+        address: address.into(),
+        timeout_ms: 100,
+    }
+}
+
 async fn call(client: &mut VmmClient<Channel>, verb: Verb) -> Result<(), tonic::Status> {
     match verb {
         Verb::Describe => client.describe(api::DescribeRequest {}).await.map(drop),
@@ -154,6 +190,16 @@ async fn call(client: &mut VmmClient<Channel>, verb: Verb) -> Result<(), tonic::
         Verb::PowerButton => client.shutdown(api::ShutdownRequest {}).await.map(drop),
         Verb::Reset => client.reset(api::ResetRequest {}).await.map(drop),
         Verb::Kill => client.kill(api::KillRequest {}).await.map(drop),
+        Verb::AddDisk => client.add_disk(disk("/nonexistent")).await.map(drop),
+        Verb::AddNet => {
+            let tap = "a/b".to_owned();
+            let request = api::AddNetRequest {
+                tap,
+                ..Default::default()
+            };
+            client.add_net(request).await.map(drop)
+        }
+        Verb::RemoveDevice => client.remove_device(removal("00:1f.0")).await.map(drop),
         Verb::Events => client.events(api::EventsRequest {}).await.map(drop),
         Verb::Console => {
             let silent = tokio_stream::empty();
@@ -175,6 +221,9 @@ fn every_call_in_every_state() {
         (Running, Verb::Kill, Ended(Outcome::Killed)),
         (Running, Verb::Events, Is(Running)),
         (Running, Verb::Console, Is(Running)),
+        (Running, Verb::AddDisk, Refused(Code::FailedPrecondition)),
+        (Running, Verb::AddNet, Refused(Code::InvalidArgument)),
+        (Running, Verb::RemoveDevice, Refused(Code::NotFound)),
         (Paused, Verb::Describe, Is(Paused)),
         (Paused, Verb::Pause, Is(Paused)),
         (Paused, Verb::Resume, Is(Running)),
@@ -183,6 +232,13 @@ fn every_call_in_every_state() {
         (Paused, Verb::Kill, Ended(Outcome::Killed)),
         (Paused, Verb::Events, Is(Paused)),
         (Paused, Verb::Console, Is(Paused)),
+        (Paused, Verb::AddDisk, Refused(Code::FailedPrecondition)),
+        (Paused, Verb::AddNet, Refused(Code::InvalidArgument)),
+        (
+            Paused,
+            Verb::RemoveDevice,
+            Refused(Code::FailedPrecondition),
+        ),
     ];
     for (state, verb, then) in table {
         let bench = Bench::new();
@@ -269,6 +325,73 @@ fn what_happens_is_told_in_order_to_the_end() {
             EventKind::Ended
         ]
     );
+}
+
+#[test]
+fn a_disk_comes_and_goes_when_the_guest_lets_it() {
+    let bench = Bench::new();
+    let image = bench.directory.path().join("image");
+    std::fs::write(&image, [0; 4096]).unwrap();
+    let kinds = run(async {
+        let mut client = bench.client().await;
+        let mut events = client
+            .events(api::EventsRequest {})
+            .await
+            .unwrap()
+            .into_inner();
+        let image = image.to_str().unwrap();
+        let added = client.add_disk(disk(image)).await.unwrap().into_inner();
+        assert_eq!(added.address, "0000:00:01.0");
+        let mut other = bench.client().await;
+        let described = other.describe(api::DescribeRequest {}).await.unwrap();
+        let devices = described.into_inner().devices;
+        assert_eq!(devices[0].kind, "virtio-blk");
+        let relative = client.add_disk(disk("image")).await.unwrap_err();
+        assert_eq!(relative.code(), Code::InvalidArgument);
+        let keeps = client.remove_device(removal("0000:00:01.0")).await;
+        assert_eq!(keeps.unwrap_err().code(), Code::DeadlineExceeded);
+        let removed = client.remove_device(removal("00:01.0"));
+        let let_go = async { bench.hotplug.write(EJECT.into(), &2u32.to_le_bytes()) };
+        let (removed, ()) = tokio::join!(removed, let_go);
+        // The guest may have let go of it before the second request came.
+        if let Err(status) = removed {
+            assert_eq!(status.code(), Code::NotFound);
+        }
+        call(&mut client, Verb::Kill).await.unwrap();
+        let mut kinds = Vec::new();
+        while let Some(event) = events.message().await.unwrap() {
+            kinds.push(event.kind());
+        }
+        kinds
+    });
+    assert_eq!(
+        kinds,
+        [
+            EventKind::DeviceAdded,
+            EventKind::DeviceRemoved,
+            EventKind::Ended
+        ]
+    );
+    // The image is nobody's any more.
+    let writable = std::fs::File::options().write(true).open(&image).unwrap();
+    writable.try_lock().unwrap();
+}
+
+#[test]
+fn a_bus_that_is_full_takes_no_more() {
+    let bench = Bench::new();
+    let image = bench.directory.path().join("image");
+    std::fs::write(&image, [0; 512]).unwrap();
+    run(async {
+        let mut client = bench.client().await;
+        let image = image.to_str().unwrap();
+        for _ in 1..DeviceNumber::COUNT {
+            client.add_disk(disk(image)).await.unwrap();
+        }
+        let status = client.add_disk(disk(image)).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+    });
+    bench.kill();
 }
 
 #[test]

@@ -74,8 +74,12 @@ pub const I8042_SIZE: u16 = 5;
 pub const POWER_PORT: u16 = 0x600;
 /// Sleep control, sleep status, reset, events.
 pub const POWER_SIZE: u16 = 4;
-/// The interrupt of the generic event device (the power button).
+/// The interrupt that says that the power button was pressed.
 pub const POWER_GSI: u32 = 5;
+/// The registers of `devices::pci_hotplug`.
+pub const PCI_HOTPLUG_PORT: u16 = 0x640;
+/// The interrupt that says that devices have come or are to go.
+pub const PCI_HOTPLUG_GSI: u32 = 6;
 /// pvpanic's byte, where QEMU has it.
 pub const PVPANIC_PORT: u16 = 0x505;
 /// PCI configuration space by ports: address and data.

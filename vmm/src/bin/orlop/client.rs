@@ -112,9 +112,11 @@ pub async fn answer<T>(
 /// A refusal as a line for people.
 pub fn said(target: &Target, status: &Status) -> anyhow::Error {
     match status.code() {
-        Code::FailedPrecondition | Code::InvalidArgument => {
-            anyhow!("VM {target}: {}", status.message())
-        }
+        Code::FailedPrecondition
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::ResourceExhausted
+        | Code::DeadlineExceeded => anyhow!("VM {target}: {}", status.message()),
         // The connection broke off: only the VM's end does that.
         _ if is_end(status) => anyhow!("VM {target} has ended"),
         code => anyhow!("VM {target}: {} ({code})", status.message()),

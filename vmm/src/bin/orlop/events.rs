@@ -51,6 +51,8 @@ impl From<Event> for Line {
                 EventKind::Reset => "reset",
                 EventKind::Ended => "ended",
                 EventKind::Missed => "missed",
+                EventKind::DeviceAdded => "device-added",
+                EventKind::DeviceRemoved => "device-removed",
             },
             message: event.message,
         }
@@ -79,7 +81,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 fn print(line: &Line, how: Output) -> anyhow::Result<()> {
     let text = match how {
         Output::Json => serde_json::to_string(line)?,
-        Output::Text => format!("{}  {:<12}  {}", line.time, line.event, line.message),
+        Output::Text => format!("{}  {:<14}  {}", line.time, line.event, line.message),
     };
     Ok(output::print(&(text + "\n"))?)
 }

@@ -3,6 +3,7 @@
 mod client;
 mod console;
 mod detach;
+mod devices;
 mod doctor;
 mod events;
 mod inspect;
@@ -53,6 +54,15 @@ enum What {
     Stop(steer::StopArguments),
     /// End VMs at once
     Kill(steer::Arguments),
+    /// Give a VM another disk while it runs
+    #[command(after_help = devices::ADD_DISK_HELP)]
+    AddDisk(devices::AddDisk),
+    /// Give a VM another network card while it runs
+    #[command(after_help = devices::ADD_NET_HELP)]
+    AddNet(devices::AddNet),
+    /// Have a VM's guest let go of a device
+    #[command(after_help = devices::REMOVE_HELP)]
+    RemoveDevice(devices::Remove),
     /// Show what a VM's processors and devices do, as they do it
     #[command(after_help = stats::AFTER_HELP)]
     Stats(stats::Arguments),
@@ -82,6 +92,9 @@ fn main() -> ExitCode {
         What::Reset(arguments) => steer::say(&arguments, Word::Reset),
         What::Kill(arguments) => steer::say(&arguments, Word::Kill),
         What::Stop(arguments) => steer::stop(&arguments),
+        What::AddDisk(arguments) => devices::add_disk(&arguments),
+        What::AddNet(arguments) => devices::add_net(&arguments),
+        What::RemoveDevice(arguments) => devices::remove(&arguments),
         What::Stats(arguments) => stats::run(&arguments),
         What::Events(arguments) => events::run(&arguments),
         What::Doctor(arguments) => doctor::run(&arguments),

@@ -46,6 +46,14 @@ impl From<Event> for api::Event {
             Happening::Resumed => plain(EventKind::Resumed, "the VM goes on"),
             Happening::PowerButton => plain(EventKind::PowerButton, "the power button was pressed"),
             Happening::Reset => plain(EventKind::Reset, "the guest was reset"),
+            Happening::DeviceAdded(number) => plain(
+                EventKind::DeviceAdded,
+                &format!("the guest has a new device at {number}"),
+            ),
+            Happening::DeviceRemoved(number) => plain(
+                EventKind::DeviceRemoved,
+                &format!("the guest has let go of the device at {number}"),
+            ),
             Happening::Ended(outcome) => (EventKind::Ended, outcome.to_string(), (&outcome).into()),
         };
         api::Event {

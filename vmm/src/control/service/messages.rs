@@ -73,7 +73,11 @@ impl From<&Outcome> for api::WaitResponse {
 impl From<Refusal> for tonic::Status {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::Paused => tonic::Status::failed_precondition(refusal.to_string()),
+            Refusal::Paused(_) | Refusal::Host(_) => {
+                tonic::Status::failed_precondition(refusal.to_string())
+            }
+            Refusal::NoDevice(_) => tonic::Status::not_found(refusal.to_string()),
+            Refusal::NoPlace => tonic::Status::resource_exhausted(refusal.to_string()),
         }
     }
 }

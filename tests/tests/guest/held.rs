@@ -1,0 +1,56 @@
+//! What a VMM's process holds of its host, to see that it does not grow.
+
+use std::fs;
+
+/// What a process holds.
+#[derive(Debug)]
+pub struct Held {
+    /// Memory of its own, but for the guest's RAM, in KiB.
+    pub kib: u64,
+    /// But for the kernel's own, which work for an io_uring and come and go.
+    pub threads: usize,
+    pub descriptors: usize,
+}
+
+impl Held {
+    /// Of the VMM with this process id.
+    pub fn by_vmm(id: u32) -> Self {
+        let entries = |what| fs::read_dir(format!("/proc/{id}/{what}")).unwrap();
+        let is_own = |name: &str| !name.starts_with("iou-");
+        Held {
+            kib: own_memory(&fs::read_to_string(format!("/proc/{id}/smaps")).unwrap()),
+            threads: entries("task")
+                .map(|task| task.unwrap().path().join("comm"))
+                .filter(|name| fs::read_to_string(name).is_ok_and(|name| is_own(&name)))
+                .count(),
+            descriptors: entries("fd").count(),
+        }
+    }
+}
+
+/// The private memory of all mappings but the guest's RAM, which is told by its being left out of core dumps, in KiB. RAM counts for
+/// nothing because how much of it is there is the guest's and the host's affair: a page is had when it is touched, or 512 at once.
+fn own_memory(smaps: &str) -> u64 {
+    let (mut own, mut of_mapping, mut seen_ram) = (0, 0, false);
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("Private_Clean:" | "Private_Dirty:" | "Swap:") => {
+                of_mapping += words.next().unwrap().parse::<u64>().unwrap();
+            }
+            // The last line of each mapping.
+            Some("VmFlags:") => {
+                let is_ram = words.any(|flag| flag == "dd");
+                seen_ram |= is_ram;
+                own += if is_ram { 0 } else { of_mapping };
+                of_mapping = 0;
+            }
+            _ => {}
+        }
+    }
+    assert!(
+        seen_ram,
+        "the guest's RAM is not among the mappings:\n{smaps}"
+    );
+    own
+}

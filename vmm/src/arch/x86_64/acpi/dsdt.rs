@@ -1,0 +1,189 @@
+//! The DSDT: the devices that no bus tells of.
+
+use acpi_tables::aml;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::{Aml, AmlSink};
+
+use super::{Machine, OEM, OEM_TABLE, REVISION, pci_hotplug};
+use crate::arch::x86_64::layout;
+use crate::devices::power;
+
+/// The size of a system description table's header (ACPI 6.5, 5.2.6).
+const SDT_HEADER: u32 = 36;
+
+/// The table.
+pub(super) fn table(machine: Machine) -> Sdt {
+    let mut code = Vec::new();
+    pci_host_bridge(machine, &mut code);
+    pci_hotplug::slots(&mut code);
+    motherboard(&mut code);
+    serial(&mut code);
+    power_button(&mut code);
+    events(&mut code);
+    pvpanic(&mut code);
+    let sleep = power::SLEEP_TYPE_OFF;
+    aml::Name::new(
+        "_S5_".into(),
+        &aml::Package::new(vec![&sleep, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
+    )
+    .to_aml_bytes(&mut code);
+    let mut dsdt = Sdt::new(*b"DSDT", SDT_HEADER, 2, OEM, OEM_TABLE, REVISION);
+    dsdt.append_slice(&code);
+    dsdt
+}
+
+/// The root of PCI segment 0, with the windows from which its devices' BARs may come.
+fn pci_host_bridge(machine: Machine, code: &mut dyn AmlSink) {
+    let window32 = aml::AddressSpace::new_memory(
+        aml::AddressSpaceCacheable::NotCacheable,
+        true,
+        layout::PCI_WINDOW_START as u32,
+        (layout::PCI_WINDOW_START + layout::PCI_WINDOW_SIZE - 1) as u32,
+        None,
+    );
+    let window64 = aml::AddressSpace::new_memory(
+        aml::AddressSpaceCacheable::NotCacheable,
+        true,
+        machine.pci_window64.0,
+        machine.pci_window64.1,
+        None,
+    );
+    aml::Device::new(
+        "_SB_.PCI0".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0A08")),
+            &aml::Name::new("_CID".into(), &aml::EISAName::new("PNP0A03")),
+            &aml::Name::new("_SEG".into(), &aml::ZERO),
+            &aml::Name::new("_BBN".into(), &aml::ZERO),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            // Cache-coherent DMA.
+            &aml::Name::new("_CCA".into(), &aml::ONE),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![
+                    &aml::AddressSpace::new_bus_number(0u16, 0u16),
+                    &aml::IO::new(
+                        layout::PCI_CONFIG_PORT,
+                        layout::PCI_CONFIG_PORT,
+                        1,
+                        layout::PCI_CONFIG_SIZE as u8,
+                    ),
+                    &window32,
+                    &window64,
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
+/// Reserves the ECAM, without which Linux does not trust MCFG (PCI Firmware Specification 3.3, 4.1.2).
+fn motherboard(code: &mut dyn AmlSink) {
+    aml::Device::new(
+        "_SB_.MBRD".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0C02")),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&aml::Memory32Fixed::new(
+                    true,
+                    layout::ECAM_START as u32,
+                    layout::ECAM_SIZE as u32,
+                )]),
+            ),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
+/// COM1.
+fn serial(code: &mut dyn AmlSink) {
+    aml::Device::new(
+        "_SB_.COM1".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0501")),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new("_DDN".into(), &"COM1"),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![
+                    &aml::Interrupt::new(true, true, false, false, layout::SERIAL_GSI),
+                    &aml::IO::new(layout::SERIAL_PORT, layout::SERIAL_PORT, 0, 8),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
+/// A control-method power button (ACPI 6.5, 4.8.2.2.1.2).
+fn power_button(code: &mut dyn AmlSink) {
+    aml::Device::new(
+        "_SB_.PWRB".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0C0C")),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
+/// The generic event device (ACPI 6.5, 5.6.9), which says what happened: an interrupt for the power button, and one for the PCI bus.
+fn events(code: &mut dyn AmlSink) {
+    /// Notify value: the button was pressed.
+    const PRESSED: u8 = 0x80;
+    let interrupt = |gsi| aml::Interrupt::new(true, true, false, false, gsi);
+    let (power, pci) = (
+        interrupt(layout::POWER_GSI),
+        interrupt(layout::PCI_HOTPLUG_GSI),
+    );
+    aml::Device::new(
+        "_SB_.GED_".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"ACPI0013"),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&power, &pci]),
+            ),
+            &aml::Method::new(
+                "_EVT".into(),
+                1,
+                true,
+                vec![
+                    &aml::If::new(
+                        &aml::Equal::new(&aml::Arg(0), &layout::POWER_GSI),
+                        vec![&aml::Notify::new(&aml::Path::new("\\_SB_.PWRB"), &PRESSED)],
+                    ),
+                    &aml::If::new(
+                        &aml::Equal::new(&aml::Arg(0), &layout::PCI_HOTPLUG_GSI),
+                        vec![&aml::MethodCall::new(pci_hotplug::SCAN.into(), vec![])],
+                    ),
+                ],
+            ),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
+/// pvpanic, under the id that Linux knows it by.
+fn pvpanic(code: &mut dyn AmlSink) {
+    aml::Device::new(
+        "_SB_.PEVT".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"QEMU0001"),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&aml::IO::new(
+                    layout::PVPANIC_PORT,
+                    layout::PVPANIC_PORT,
+                    1,
+                    1,
+                )]),
+            ),
+        ],
+    )
+    .to_aml_bytes(code);
+}

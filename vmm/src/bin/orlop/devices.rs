@@ -1,0 +1,151 @@
+//! `orlop add-disk`, `add-net` and `remove-device`: devices that come and go while a VM runs.
+
+use std::path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use orlop_proto::vmm::v1::{AddDiskRequest, AddNetRequest, RemoveDeviceRequest, Vhost};
+use orlop_vmm::config::{DiskConfig, MacAddress, NetConfig, TapConfig, VhostConfig};
+use orlop_vmm::pci::DeviceNumber;
+
+use crate::client::{self, Target, answer, said};
+use crate::output;
+
+/// What `orlop add-disk --help` ends with.
+pub const ADD_DISK_HELP: &str = "\
+Prints the disk's PCI address, by which it is removed.
+
+Example:
+  orlop add-disk web path=data.img,serial=data";
+
+/// What `orlop add-net --help` ends with.
+pub const ADD_NET_HELP: &str = "\
+Prints the card's PCI address, by which it is removed.
+
+Example:
+  orlop add-net web tap=orlop1,mac=02:00:00:00:00:01";
+
+/// What `orlop remove-device --help` ends with.
+pub const REMOVE_HELP: &str = "\
+A guest that uses the device may keep it for as long as it likes.
+
+Example:
+  orlop remove-device web 0000:00:04.0";
+
+/// The flags of `orlop add-disk`.
+#[derive(Args)]
+pub struct AddDisk {
+    /// A VM, by name or by the path of its control socket
+    #[arg(value_name = "VM")]
+    vm: Target,
+    /// The disk, as `orlop run --disk` takes it
+    #[arg(value_name = "path=FILE[,readonly][,serial=TEXT]")]
+    disk: DiskConfig,
+}
+
+/// The flags of `orlop add-net`.
+#[derive(Args)]
+pub struct AddNet {
+    /// A VM, by name or by the path of its control socket
+    #[arg(value_name = "VM")]
+    vm: Target,
+    /// The network card, as `orlop run --net` takes it, but for descriptors
+    #[arg(value_name = "tap=NAME[,queues=N][,mac=MAC][,vhost=auto|on|off]")]
+    net: NetConfig,
+}
+
+/// The flags of `orlop remove-device`.
+#[derive(Args)]
+pub struct Remove {
+    /// A VM, by name or by the path of its control socket
+    #[arg(value_name = "VM")]
+    vm: Target,
+    /// The device's PCI address, as `orlop inspect` prints it
+    #[arg(value_name = "ADDRESS")]
+    address: DeviceNumber,
+    /// How long the guest may take to let go of it, as 30s
+    #[arg(long, short, value_name = "TIME", default_value = "10s")]
+    timeout: humantime::Duration,
+}
+
+/// Gives a VM another disk.
+///
+/// # Errors
+/// When the VM does not run, or refuses.
+pub fn add_disk(arguments: &AddDisk) -> anyhow::Result<ExitCode> {
+    let DiskConfig {
+        path,
+        readonly,
+        serial,
+    } = &arguments.disk;
+    // The VMM has another working directory.
+    let path = path::absolute(path).with_context(|| format!("cannot find {}", path.display()))?;
+    let Some(path) = path.to_str() else {
+        bail!("the path {} is not UTF-8", path.display());
+    };
+    let serial = serial.map(|serial| {
+        let text = serial.bytes();
+        String::from_utf8_lossy(&text)
+            .trim_end_matches('\0')
+            .to_owned()
+    });
+    let request = AddDiskRequest {
+        path: path.into(),
+        readonly: *readonly,
+        serial: serial.unwrap_or_default(),
+    };
+    client::runtime()?.block_on(async {
+        let mut vm = arguments.vm.connect().await?;
+        let added = answer(&arguments.vm, vm.client.add_disk(request)).await?;
+        Ok(output::print(&format!("{}\n", added.address)).map(|()| ExitCode::SUCCESS)?)
+    })
+}
+
+/// Gives a VM another network card.
+///
+/// # Errors
+/// When the VM does not run, or refuses.
+pub fn add_net(arguments: &AddNet) -> anyhow::Result<ExitCode> {
+    let NetConfig { tap, mac, vhost } = &arguments.net;
+    let TapConfig::Named(tap, queues) = tap else {
+        bail!("a VM that runs does not have this command's descriptors: give it a tap by its name");
+    };
+    let vhost = match vhost {
+        VhostConfig::Auto => Vhost::Unspecified,
+        VhostConfig::On => Vhost::On,
+        VhostConfig::Off => Vhost::Off,
+    };
+    let request = AddNetRequest {
+        tap: tap.as_str().into(),
+        queues: (*queues).into(),
+        mac: mac.as_ref().map(MacAddress::to_string).unwrap_or_default(),
+        vhost: vhost.into(),
+    };
+    client::runtime()?.block_on(async {
+        let mut vm = arguments.vm.connect().await?;
+        let added = answer(&arguments.vm, vm.client.add_net(request)).await?;
+        Ok(output::print(&format!("{}\n", added.address)).map(|()| ExitCode::SUCCESS)?)
+    })
+}
+
+/// Has a guest let go of a device.
+///
+/// # Errors
+/// When the VM does not run, has no such device, or its guest keeps it.
+pub fn remove(arguments: &Remove) -> anyhow::Result<ExitCode> {
+    let timeout_ms = u32::try_from(arguments.timeout.as_millis())
+        .with_context(|| format!("--timeout {} is too long", arguments.timeout))?;
+    let request = RemoveDeviceRequest {
+        address: arguments.address.to_string(),
+        // 0 would stand for the default.
+        timeout_ms: timeout_ms.max(1),
+    };
+    client::runtime()?.block_on(async {
+        let mut vm = arguments.vm.connect().await?;
+        match vm.client.remove_device(request).await {
+            Ok(_) => Ok(ExitCode::SUCCESS),
+            Err(status) => Err(said(&arguments.vm, &status)),
+        }
+    })
+}

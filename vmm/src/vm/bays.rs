@@ -1,0 +1,118 @@
+//! Where a machine's devices are: in place when the guest boots, and coming and going while it runs.
+//!
+//! A device that comes is on the bus before the guest is told. One that is to go stays until the guest has let go of it, which is up to
+//! the guest: those who wait for that are answered then.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Error;
+use crate::control::{EndOfLife, Refusal, Reply};
+use crate::devices::pci_hotplug::PciHotplug;
+use crate::devices::virtio::transport::pci::VirtioPci;
+use crate::devices::virtio::{self, GuestMemory};
+use crate::irq::{IoEvents, Msi};
+use crate::pci::{self, DeviceNumber, Function};
+
+/// What devices need of a machine.
+#[derive(Clone)]
+pub(super) struct Wiring {
+    pub ram: Arc<GuestMemory>,
+    pub msi: Arc<dyn Msi>,
+    pub ioevents: Arc<dyn IoEvents>,
+}
+
+/// A machine's places for devices.
+pub(super) struct Bays {
+    bus: Arc<pci::Root>,
+    wiring: Wiring,
+    hotplug: Arc<PciHotplug>,
+    /// Who waits for which device to be gone.
+    leaving: BTreeMap<DeviceNumber, Vec<Reply<Result<(), Refusal>>>>,
+}
+
+/// A device that the guest has let go of.
+pub struct Ejected {
+    /// Where it was.
+    pub number: DeviceNumber,
+    /// It may work still.
+    pub function: Box<dyn Function>,
+}
+
+impl fmt::Debug for Ejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ejected({})", self.number)
+    }
+}
+
+impl Bays {
+    /// Places for the devices of the guest's life that `end` is of; `event` tells the guest of what comes and goes.
+    pub fn new(wiring: Wiring, event: EventFd, end: &EndOfLife) -> Self {
+        let bus = Arc::new(pci::Root::new());
+        let end = end.clone();
+        let on_eject = Box::new(move |number, function| end.eject(Ejected { number, function }));
+        Bays {
+            hotplug: Arc::new(PciHotplug::new(bus.clone(), event, on_eject)),
+            bus,
+            wiring,
+            leaving: BTreeMap::new(),
+        }
+    }
+
+    /// The bus.
+    pub fn bus(&self) -> &Arc<pci::Root> {
+        &self.bus
+    }
+
+    /// The registers of the guest's side.
+    pub fn registers(&self) -> Arc<PciHotplug> {
+        self.hotplug.clone()
+    }
+
+    /// Puts a device in place, for a guest that does not run yet.
+    pub fn fill(&self, device: Box<dyn virtio::Device>) -> Result<(), Error> {
+        self.bus.add(self.function(device)?)?;
+        Ok(())
+    }
+
+    /// Puts a device in place and tells the guest.
+    pub fn plug(&self, device: Box<dyn virtio::Device>) -> Result<DeviceNumber, Error> {
+        let number = self.bus.plug(self.function(device)?)?;
+        self.hotplug.announce(number);
+        Ok(number)
+    }
+
+    fn function(&self, device: Box<dyn virtio::Device>) -> Result<Box<dyn Function>, Error> {
+        let Wiring { ram, msi, ioevents } = self.wiring.clone();
+        Ok(Box::new(VirtioPci::new(device, ram, msi, ioevents)?))
+    }
+
+    /// Asks the guest to let go of a device; `reply` is given when it has.
+    pub fn ask_for(&mut self, number: DeviceNumber, reply: Reply<Result<(), Refusal>>) {
+        if number == DeviceNumber::HOST_BRIDGE || !self.bus.has(number) {
+            let _ = reply.send(Err(Refusal::NoDevice(number)));
+            return;
+        }
+        let waiting = self.leaving.entry(number).or_default();
+        // Those that have given up wait no more.
+        waiting.retain(|reply| !reply.is_closed());
+        waiting.push(reply);
+        self.hotplug.ask_for(number);
+    }
+
+    /// The guest has let go of a device, whether it was asked to or not: the device ends.
+    pub fn ejected(&mut self, ejected: Ejected) {
+        let Ejected {
+            number,
+            mut function,
+        } = ejected;
+        function.stop();
+        drop(function);
+        for reply in self.leaving.remove(&number).into_iter().flatten() {
+            let _ = reply.send(Ok(()));
+        }
+    }
+}
