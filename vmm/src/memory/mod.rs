@@ -1,9 +1,12 @@
 //! The guest's RAM: lazily faulted host memory, in one region below the 32-bit hole and one above 4 GiB.
 
+mod give_back;
+
 use std::fs::File;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
+pub use give_back::{NotGivenBack, give_back};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
