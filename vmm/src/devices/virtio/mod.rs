@@ -11,6 +11,7 @@
 //! The guest is hostile. What it gets wrong is an error that ends in [`Fault::raise`]: the device stops, asks for a reset by
 //! DEVICE_NEEDS_RESET (virtio 1.2, 2.1.1), and nothing else in the VM notices.
 
+pub mod balloon;
 pub mod blk;
 pub mod fs;
 pub mod guest_io;
@@ -54,6 +55,8 @@ pub enum Kind {
     Block = 2,
     /// 5.4
     Entropy = 4,
+    /// 5.5
+    Balloon = 5,
     /// 5.10
     Vsock = 19,
     /// 5.11
@@ -67,6 +70,7 @@ impl Kind {
             Kind::Net => "virtio-net",
             Kind::Block => "virtio-blk",
             Kind::Entropy => "virtio-rng",
+            Kind::Balloon => "virtio-balloon",
             Kind::Vsock => "virtio-vsock",
             Kind::FileSystem => "virtio-fs",
         }
