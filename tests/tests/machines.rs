@@ -83,8 +83,8 @@ fn looks(kernel: Kernel, cpus: usize, memory: &str) {
     assert!((least..=asked).contains(&found), "{found} of {asked} KiB");
     assert_eq!(
         said("functions "),
-        "0x0008 0x1044",
-        "the host bridge and virtio-rng"
+        "0x0008 0x1044 0x1045",
+        "the host bridge, virtio-rng and virtio-balloon"
     );
     // The configuration interrupt and the queue's.
     assert_eq!(said("interrupts "), "2", "{output}");

@@ -31,6 +31,7 @@ const MODULES: &[&str] = &[
     "virtio_blk",
     "virtio_net",
     "virtio_rng",
+    "virtio_balloon",
     "button",
     "evdev",
     "pvpanic-mmio",

@@ -1,10 +1,12 @@
 //! What the user asked for: plain values, checked where they are made, with messages that say what to change.
 
+mod balloon;
 mod net;
 mod parse;
 
 use std::path::PathBuf;
 
+pub use balloon::BalloonConfig;
 pub use net::{MacAddress, NetConfig, TapConfig, TapName, VhostConfig};
 pub use parse::ParseError;
 
@@ -33,6 +35,8 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
     /// The directories that it shares.
     pub fs: Vec<FsConfig>,
+    /// Whether it gives back memory that its guest does not use.
+    pub balloon: BalloonConfig,
 }
 
 /// A device that a VM can be given while it runs.

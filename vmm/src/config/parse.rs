@@ -80,27 +80,33 @@ impl fmt::Display for MemorySize {
     }
 }
 
+/// A number of bytes, which are whole MiB.
+pub(super) fn mebibytes(text: &str) -> Result<u64, ParseError> {
+    let number = text.strip_suffix("iB").unwrap_or(text);
+    let unit = |units: [char; 2]| number.strip_suffix(units);
+    let (digits, shift) = None
+        .or(unit(['m', 'M']).map(|digits| (digits, 20)))
+        .or(unit(['g', 'G']).map(|digits| (digits, 30)))
+        .or(unit(['t', 'T']).map(|digits| (digits, 40)))
+        .unwrap_or((number, 0));
+    let bytes = digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| ParseError("write a size as 512M or 4G".into()))?;
+    if bytes % (1 << 20) != 0 {
+        return Err(ParseError(
+            "memory comes in whole MiB; write a size as 512M or 4G".into(),
+        ));
+    }
+    Ok(bytes)
+}
+
 impl FromStr for MemorySize {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let number = text.strip_suffix("iB").unwrap_or(text);
-        let unit = |units: [char; 2]| number.strip_suffix(units);
-        let (digits, shift) = None
-            .or(unit(['m', 'M']).map(|digits| (digits, 20)))
-            .or(unit(['g', 'G']).map(|digits| (digits, 30)))
-            .or(unit(['t', 'T']).map(|digits| (digits, 40)))
-            .unwrap_or((number, 0));
-        let bytes = digits
-            .parse::<u64>()
-            .ok()
-            .and_then(|number| number.checked_mul(1 << shift))
-            .ok_or_else(|| ParseError("write a size as 512M or 4G".into()))?;
-        if bytes % (1 << 20) != 0 {
-            return Err(ParseError(
-                "memory comes in whole MiB; write a size as 512M or 4G".into(),
-            ));
-        }
+        let bytes = mebibytes(text)?;
         if !(Self::MIN..=Self::MAX).contains(&bytes) {
             return Err(ParseError("a VM has 32M to 1T of memory".into()));
         }

@@ -14,14 +14,15 @@ use crate::arch::x86_64::{acpi, cpuid, layout, regs};
 use crate::boot;
 use crate::bus::Bus;
 use crate::config::{
-    DeviceConfig, DiskConfig, DiskSerial, MacAddress, NetConfig, TapConfig, VcpuCount, VhostConfig,
-    VmConfig,
+    BalloonConfig, DeviceConfig, DiskConfig, DiskSerial, MacAddress, NetConfig, TapConfig,
+    VcpuCount, VhostConfig, VmConfig,
 };
 use crate::control::EndOfLife;
 use crate::devices::console::Console;
 use crate::devices::pci_hotplug::REGISTERS_SIZE;
 use crate::devices::power::{I8042, Power};
 use crate::devices::pvpanic::PvPanic;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::blk::{self, Blk};
 use crate::devices::virtio::net::{self, Net, Vhost};
 use crate::devices::virtio::{self, GuestMemory, fs::Fs, rng::Rng, vsock::Vsock};
@@ -143,7 +144,7 @@ fn interrupt_controllers(vm: &Arc<VmFd>) -> Result<Arc<Routes>, Error> {
     Ok(Arc::new(Routes::new(vm.clone())?))
 }
 
-/// The devices in the order of their PCI addresses: randomness, disks, network, vsock, shared directories.
+/// The devices in the order of their PCI addresses: randomness, disks, network, vsock, shared directories, balloon.
 pub(super) fn virtio_devices(
     config: &VmConfig,
     paths: &mut Vec<Unlink>,
@@ -164,6 +165,9 @@ pub(super) fn virtio_devices(
     }
     for fs in &config.fs {
         devices.push(Box::new(Fs::new(&fs.tag, fs.socket.clone())?));
+    }
+    if let BalloonConfig::On(size) = config.balloon {
+        devices.push(Box::new(Balloon::new(size)));
     }
     Ok(devices)
 }

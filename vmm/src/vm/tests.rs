@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use super::bays::Wiring;
 use super::*;
 use crate::bus::Device as _;
-use crate::config::KernelConfig;
+use crate::config::{BalloonConfig, KernelConfig};
 use crate::devices::pci_hotplug::{EJECT, PciHotplug};
 use crate::devices::virtio::test_driver::ram;
 use crate::devices::virtio::transport::test_wires::Wires;
@@ -107,6 +107,7 @@ fn config() -> VmConfig {
         api_socket: None,
         vsock: None,
         fs: Vec::new(),
+        balloon: BalloonConfig::Off,
     }
 }
 

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use orlop_vmm::config::{
-    ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, FsConfig, KernelConfig, MemorySize, NetConfig,
-    TapConfig, VcpuCount, VmConfig, VmName, VsockConfig,
+    BalloonConfig, ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, FsConfig, KernelConfig, MemorySize,
+    NetConfig, TapConfig, VcpuCount, VmConfig, VmName, VsockConfig,
 };
 use orlop_vmm::vm::{self, Outcome};
 
@@ -78,6 +78,10 @@ pub struct Arguments {
     /// A shared directory, whose vhost-user backend (virtiofsd) listens on the socket (repeatable)
     #[arg(long, value_name = "tag=TAG,socket=PATH")]
     fs: Vec<FsConfig>,
+    /// Whether the host gets back what the guest does not use (virtio-balloon); with a size, the guest gives up as much beyond that, and
+    /// takes of it what it needs before it runs out of memory
+    #[arg(long, value_name = "on|off|size=SIZE", default_value = "on")]
+    balloon: BalloonConfig,
 }
 
 impl Arguments {
@@ -106,6 +110,14 @@ impl Arguments {
             ),
             (true, console) => console.unwrap_or(ConsoleConfig::Null),
         };
+        if let BalloonConfig::On(size) = self.balloon {
+            anyhow::ensure!(
+                size < self.memory.bytes(),
+                "the balloon cannot have {}M of {} of memory: give it less with --balloon size=SIZE",
+                size >> 20,
+                self.memory
+            );
+        }
         Ok(VmConfig {
             name,
             kernel: KernelConfig {
@@ -122,6 +134,7 @@ impl Arguments {
             api_socket: self.api_socket,
             vsock: self.vsock,
             fs: self.fs,
+            balloon: self.balloon,
         })
     }
 }
@@ -196,6 +209,7 @@ mod tests {
         assert_eq!(config.vcpus.get(), 1);
         assert_eq!(config.memory.bytes(), 256 << 20);
         assert_eq!(config.console, ConsoleConfig::Stdio);
+        assert_eq!(config.balloon, BalloonConfig::On(0));
         assert_eq!(config.kernel.cmdline, DEFAULT_CMDLINE);
         assert!(config.name.as_str().starts_with("vm-"));
         assert!(super::super::Arguments::try_parse_from(["orlop", "run"]).is_err());
@@ -218,6 +232,7 @@ mod tests {
             "--api-socket=s",
             "--vsock=socket=v,cid=7",
             "--fs=tag=t,socket=f",
+            "--balloon=size=512M",
         ])
         .unwrap();
         assert_eq!(config.kernel.cmdline, "");
@@ -228,6 +243,7 @@ mod tests {
         assert!(config.nets[1].mac.is_some());
         assert_eq!(config.vsock.unwrap().cid, 7);
         assert_eq!(config.fs[0].tag, "t");
+        assert_eq!(config.balloon, BalloonConfig::On(512 << 20));
     }
 
     #[test]
@@ -248,6 +264,14 @@ mod tests {
     }
 
     #[test]
+    fn a_balloon_does_not_take_all_memory() {
+        let line = ["run", "--kernel=k", "--balloon=size=256M"];
+        let line = Line::try_parse_from(line).unwrap();
+        let error = line.run.into_config().unwrap_err().to_string();
+        assert!(error.contains("256M of 256M"), "{error}");
+    }
+
+    #[test]
     fn wrong_values_say_what_is_right() {
         for (flag, hint) in [
             ("--cpus=0", "1 to 255"),
@@ -255,6 +279,7 @@ mod tests {
             ("--disk=a", "path=FILE"),
             ("--net=orlop0", "tap=NAME"),
             ("--console=tty", "stdio, null or file=FILE"),
+            ("--balloon=64M", "on, off or size=SIZE"),
             ("--name=a/b", "begins with a letter"),
         ] {
             let error = config(&["--kernel=k", flag]).err().unwrap().to_string();

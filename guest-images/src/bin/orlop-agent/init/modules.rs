@@ -28,6 +28,7 @@ enum When {
 
 const BLOCK: u32 = 2;
 const ENTROPY: u32 = 4;
+const BALLOON: u32 = 5;
 const FILE_SYSTEM: u32 = 26;
 
 fn when(module: &str) -> When {
@@ -35,6 +36,7 @@ fn when(module: &str) -> When {
         "fuse" | "virtiofs" => When::NowFor(FILE_SYSTEM),
         "virtio_blk" => When::NowFor(BLOCK),
         "virtio_rng" => When::LaterFor(ENTROPY),
+        "virtio_balloon" => When::LaterFor(BALLOON),
         "overlay" | "button" | "evdev" => When::Later,
         _ => When::Now,
     }
