@@ -65,6 +65,13 @@ const ATTACKS: &[&str] = &[
     "odd-access-sizes-of-reads",
     "odd-access-sizes-of-kicks",
     "reset-with-requests-in-flight",
+    "balloon-page-outside-ram",
+    "balloon-list-of-odd-size",
+    "balloon-list-oversized",
+    "balloon-list-of-zero-length",
+    "balloon-report-outside-ram",
+    "balloon-report-of-the-rings",
+    "balloon-reset-in-flight",
 ];
 
 /// Lets the guest begin so many rounds.

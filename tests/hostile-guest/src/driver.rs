@@ -16,7 +16,7 @@ pub const VERSION_1: u64 = 1 << 32;
 /// What is asked of every device.
 const FEATURES: u64 = VERSION_1 | INDIRECT_DESC;
 
-/// A device and the ring that is its first queue.
+/// A device and the ring that is one of its queues, the first if nothing else is said.
 #[derive(Debug)]
 pub struct Driver {
     /// The device.
@@ -25,6 +25,10 @@ pub struct Driver {
     pub ring: Ring,
     /// Where it is kicked.
     pub kick_at: u64,
+    /// Which queue it is.
+    queue: u64,
+    /// What is asked of the device.
+    features: u64,
 }
 
 impl Driver {
@@ -34,6 +38,17 @@ impl Driver {
             device,
             ring: Ring::new(base),
             kick_at: device.kick_register(0),
+            queue: 0,
+            features: FEATURES,
+        }
+    }
+
+    /// The same for another queue, which is there if the device has these features besides.
+    pub fn of_queue(device: Device, base: u64, queue: u64, features: u64) -> Self {
+        Driver {
+            queue,
+            features: FEATURES | features,
+            ..Self::new(device, base)
         }
     }
 
@@ -68,19 +83,19 @@ impl Driver {
         self.greet()?;
         is(
             "what is offered of what is needed",
-            self.offered() & FEATURES,
-            FEATURES,
+            self.offered() & self.features,
+            self.features,
         )?;
-        self.take(FEATURES);
+        self.take(self.features);
         self.device.put(STATUS, AGREED);
         is("the status", self.device.get(STATUS), AGREED)
     }
 
-    /// Says where the first queue is, and does not enable it.
+    /// Says where the queue is, and does not enable it.
     pub fn lay_out(&mut self) {
         self.ring.clear();
         let device = &self.device;
-        device.put(QUEUE_SELECT, 0);
+        device.put(QUEUE_SELECT, self.queue);
         self.kick_at = device.kick_register(device.get(QUEUE_NOTIFY_OFFSET));
         device.put(QUEUE_SIZE, SIZE.into());
         device.put(QUEUE_VECTOR, NO_VECTOR);
@@ -110,7 +125,7 @@ impl Driver {
 
     /// Says that something is available.
     pub fn kick(&self) {
-        mmio::write(self.kick_at, Width::Two, 0);
+        mmio::write(self.kick_at, Width::Two, self.queue);
     }
 
     /// Makes a head available, and waits until the device gives something back.

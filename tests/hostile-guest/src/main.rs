@@ -1,8 +1,8 @@
 //! A guest that means harm: no operating system, only drivers that do one thing wrong after the other.
 //!
-//! It finds the VM's disk and its source of randomness, and goes through the list in [`attacks`]. Each attack breaks one rule of virtio
-//! 1.2 and looks whether the device says so, or whether what was done had no effect. Afterwards the other device must still work, and
-//! so must the attacked one once it is reset: it reads a sector whose content is known.
+//! It finds the VM's disk, its source of randomness and its balloon, and goes through the list in [`attacks`]. Each attack breaks one rule of virtio
+//! 1.2 and looks whether the device says so, or whether what was done had no effect. Afterwards another device must still work, and
+//! so must the attacked one once it is reset.
 //!
 //! The serial port tells of it: a line `ok NAME` or `FAILED NAME: why` for each attack, `round N over` for each time that the list was
 //! gone through, and at the end how many attacks there were. Then the guest powers itself off. It goes on to the next round when the
@@ -12,8 +12,8 @@
 //! - [`runtime`]: what the compiler takes for granted;
 //! - [`ports`], [`mmio`], [`ram`]: the three ways to reach something; [`serial`]: printing;
 //! - [`pci`]: finding functions; [`device`]: the registers of a virtio device; [`ring`]: a split virtqueue's memory;
-//! - [`driver`]: how a device is brought up rightly; [`disk`] and [`entropy`]: what to ask of the two devices;
-//! - [`stage`]: both devices, and what must hold after every attack.
+//! - [`driver`]: how a device is brought up rightly; [`disk`], [`entropy`] and [`balloon`]: what to ask of the devices;
+//! - [`stage`]: all devices, and what must hold after every attack.
 
 #![no_std]
 #![no_main]
@@ -22,6 +22,7 @@
 mod serial;
 
 mod attacks;
+mod balloon;
 mod boot;
 mod device;
 mod disk;

@@ -1,6 +1,7 @@
-//! Both devices, and what must hold after every attack.
+//! All devices, and what must hold after every attack.
 
 use crate::attacks::Attack;
+use crate::balloon::{self, Balloon};
 use crate::device::Device;
 use crate::disk::{self, Disk};
 use crate::entropy::{self, Entropy};
@@ -17,6 +18,8 @@ pub struct Stage {
     pub disk: Disk,
     /// The source of randomness.
     pub entropy: Entropy,
+    /// The balloon.
+    pub balloon: Balloon,
     /// Where RAM ends, below the hole.
     pub ram_end: u64,
 }
@@ -28,9 +31,11 @@ impl Stage {
         is("whether the arena is RAM", ram::ARENA.end <= ram_end, true)?;
         let disk = there("the disk", Device::find(disk::KIND))?;
         let entropy = there("the source of randomness", Device::find(entropy::KIND))?;
+        let balloon = there("the balloon", Device::find(balloon::KIND))?;
         let mut stage = Stage {
             disk: Disk::new(disk, ram::ARENA.start),
             entropy: Entropy::new(entropy, ram::ARENA.start + SHARE),
+            balloon: Balloon::new(balloon, ram::ARENA.start + 2 * SHARE),
             ram_end,
         };
         stage.all_is_well()?;
@@ -40,7 +45,7 @@ impl Stage {
     /// Attacks, and looks at what is left: first the devices as they are, then after a reset.
     pub fn survives(&mut self, attack: &Attack) -> Outcome {
         let attacked = (attack.run)(self);
-        // The other device has not noticed. One that was attacked itself works again after the reset below.
+        // Another device has not noticed. One that was attacked itself works again after the reset below.
         let neighbour = match attack.on {
             disk::KIND => self.entropy.works(),
             _ => self.disk.works(),
@@ -49,11 +54,12 @@ impl Stage {
         attacked.and(neighbour).and(after)
     }
 
-    /// Resets both devices and sees them work.
+    /// Resets the devices and sees them work.
     fn all_is_well(&mut self) -> Outcome {
         self.disk.driver.bring_up()?;
         self.disk.works()?;
         self.entropy.driver.bring_up()?;
-        self.entropy.works()
+        self.entropy.works()?;
+        self.balloon.works()
     }
 }

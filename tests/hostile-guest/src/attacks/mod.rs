@@ -5,9 +5,11 @@
 //! - [`heads`]: the ring of available heads;
 //! - [`requests`]: what is asked of the disk;
 //! - [`registers`]: writes at the wrong time, selectors and vectors out of range; [`accesses`]: the wrong sizes and places;
-//! - [`randomness`]: the worst of these, done to another device.
+//! - [`randomness`]: the worst of these, done to another device;
+//! - [`balloon`]: what is not the guest's to give.
 
 mod accesses;
+mod balloon;
 mod chains;
 mod heads;
 mod indirect;
@@ -52,6 +54,7 @@ pub fn all() -> impl Iterator<Item = &'static Attack> {
         registers::ATTACKS,
         accesses::ATTACKS,
         randomness::ATTACKS,
+        balloon::ATTACKS,
     ]
     .into_iter()
     .flatten()
