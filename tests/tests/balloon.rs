@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::stage;
-use guest::{Guest, Kernel, control};
+use guest::{Guest, Kernel, control, orlop};
 use orlop_proto::vmm::v1::{DescribeRequest, KillRequest};
 use orlop_testbed::cache::Cache;
 use orlop_testbed::containerd::ctr::Running;
@@ -195,6 +195,29 @@ fn a_balloon_has_its_size_until_the_guest_needs_the_memory() {
     assert!(left < 200, "{left} MiB");
     let said = vm.said();
     assert!(!said.contains("Out of memory"), "{said}");
+    vm.end();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_balloon_has_another_size_when_its_user_says_so() {
+    let Some(stage) = stage() else { return };
+    let vm = Vm::start(Kernel::Own, "echo ready", &["--memory", "512M"]);
+    let socket = vm.guest.path("control");
+    let say = |size: &str| {
+        let mut balloon = orlop();
+        balloon.arg("balloon").arg(&socket).arg(size);
+        let said = Running::start(balloon, &[]);
+        said.and_then(|said| said.wait(guest::LIMIT)).unwrap()
+    };
+    for (size, mib) in [("128M", 128), ("32M", 32), ("0", 0)] {
+        let said = say(size);
+        assert_eq!(said.status, 0, "{said:?}");
+        within(LONG, size, || vm.balloon() == mib);
+    }
+    let all = say("512M");
+    assert_eq!(all.status, 1);
+    assert!(all.error().contains("give it less"), "{all:?}");
     vm.end();
     stage.leaves_nothing();
 }

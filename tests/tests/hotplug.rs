@@ -148,7 +148,7 @@ fn a_disk_and_a_card_come_and_go_a_hundred_times_while_the_guest_works() {
         });
         vm.remove(&disk).unwrap();
         vm.remove(&card).unwrap();
-        assert_eq!(vm.devices(), 2, "the first disk, and randomness");
+        assert_eq!(vm.devices(), 3, "the first disk, randomness, the balloon");
         // What the first rounds need for the first time is no growth.
         if round == 10 {
             before = Some(Held::by_vmm(vm.running.id()));

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 pub use balloon::BalloonConfig;
 pub use net::{MacAddress, NetConfig, TapConfig, TapName, VhostConfig};
-pub use parse::ParseError;
+pub use parse::{ParseError, mebibytes};
 
 /// One VM.
 #[derive(Clone, Debug)]

@@ -80,8 +80,11 @@ impl fmt::Display for MemorySize {
     }
 }
 
-/// A number of bytes, which are whole MiB.
-pub(super) fn mebibytes(text: &str) -> Result<u64, ParseError> {
+/// A number of bytes, which are whole MiB: as `512M` or `4G`.
+///
+/// # Errors
+/// When it is no such size.
+pub fn mebibytes(text: &str) -> Result<u64, ParseError> {
     let number = text.strip_suffix("iB").unwrap_or(text);
     let unit = |units: [char; 2]| number.strip_suffix(units);
     let (digits, shift) = None

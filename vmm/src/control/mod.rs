@@ -74,6 +74,15 @@ pub enum Refusal {
     /// The bus is full.
     #[error("there is no place for another device; remove one first")]
     NoPlace,
+    /// The VM was started without one.
+    #[error("the VM has no balloon: it was started with --balloon off")]
+    NoBalloon,
+    /// The guest would have nothing left.
+    #[error("the balloon cannot have all of the VM's {memory_mib} MiB; give it less")]
+    BalloonSize {
+        /// The VM's RAM in MiB.
+        memory_mib: u64,
+    },
     /// What the host says, on one line.
     #[error("{0}")]
     Host(String),
@@ -96,6 +105,8 @@ pub enum Request {
     AddDevice(DeviceConfig, Reply<Result<DeviceNumber, Refusal>>),
     /// Have the guest let go of a device. The answer comes when it has.
     RemoveDevice(DeviceNumber, Reply<Result<(), Refusal>>),
+    /// Have the balloon be so many bytes.
+    SetBalloon(u64, Reply<Result<(), Refusal>>),
     /// End the VM.
     Kill(Reply<()>),
 }

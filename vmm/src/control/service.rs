@@ -243,6 +243,16 @@ impl Vmm for Service {
         Ok(Response::new(api::RemoveDeviceResponse {}))
     }
 
+    async fn set_balloon(
+        &self,
+        call: Call<api::SetBalloonRequest>,
+    ) -> Result<Response<api::SetBalloonResponse>, Status> {
+        let bytes = call.into_inner().bytes;
+        self.ask(|reply| Request::SetBalloon(bytes, reply))
+            .await??;
+        Ok(Response::new(api::SetBalloonResponse {}))
+    }
+
     async fn kill(&self, _: Call<api::KillRequest>) -> Result<Response<api::KillResponse>, Status> {
         self.ask(Request::Kill).await?;
         Ok(Response::new(api::KillResponse {}))

@@ -144,7 +144,7 @@ fn interrupt_controllers(vm: &Arc<VmFd>) -> Result<Arc<Routes>, Error> {
     Ok(Arc::new(Routes::new(vm.clone())?))
 }
 
-/// The devices in the order of their PCI addresses: randomness, disks, network, vsock, shared directories, balloon.
+/// The devices in the order of their PCI addresses: randomness, disks, network, vsock, shared directories; and behind them, the balloon.
 pub(super) fn virtio_devices(
     config: &VmConfig,
     paths: &mut Vec<Unlink>,
@@ -166,10 +166,15 @@ pub(super) fn virtio_devices(
     for fs in &config.fs {
         devices.push(Box::new(Fs::new(&fs.tag, fs.socket.clone())?));
     }
-    if let BalloonConfig::On(size) = config.balloon {
-        devices.push(Box::new(Balloon::new(size)));
-    }
     Ok(devices)
+}
+
+/// The balloon, if there is to be one.
+pub(super) fn balloon(config: &VmConfig) -> Option<Balloon> {
+    match config.balloon {
+        BalloonConfig::On(size) => Some(Balloon::new(size)),
+        BalloonConfig::Off => None,
+    }
 }
 
 /// The device of a configuration, for a VM of so many vCPUs; idle.

@@ -30,6 +30,7 @@ use crate::config::{ConsoleConfig, DeviceConfig, VmConfig};
 use crate::control::news::{Happening, News};
 use crate::control::service::Server;
 use crate::control::{EndOfLife, Life, Message, Refusal, Request, Status};
+use crate::devices::virtio::balloon::{self, Balloon};
 use crate::devices::{console, virtio};
 use crate::pci::{self, DeviceNumber};
 use crate::socket::{self, Unlink};
@@ -94,6 +95,8 @@ struct Vm {
 struct Front {
     /// Empty while a guest lives: they are on its bus.
     devices: Vec<Box<dyn virtio::Device>>,
+    /// How large the balloon is to be, if there is one.
+    balloon: Option<balloon::Target>,
     console: Arc<console::Console>,
     console_writer: console::Writer,
     clients: Clients,
@@ -200,6 +203,9 @@ impl Vm {
                 let _ = reply.send(Err(Refusal::Paused("a device that is to go")));
             }
             Request::RemoveDevice(number, reply) => machine.bays.ask_for(number, reply),
+            Request::SetBalloon(bytes, reply) => {
+                let _ = reply.send(self.set_balloon(bytes));
+            }
             Request::Reset(reply) => {
                 let _ = reply.send(());
                 return Some(Outcome::Reset);
@@ -210,6 +216,19 @@ impl Vm {
             }
         }
         None
+    }
+
+    fn set_balloon(&self, bytes: u64) -> Result<(), Refusal> {
+        let balloon = self.front.as_ref().and_then(|front| front.balloon.as_ref());
+        let balloon = balloon.ok_or(Refusal::NoBalloon)?;
+        let memory = self.config.memory.bytes();
+        if bytes >= memory {
+            return Err(Refusal::BalloonSize {
+                memory_mib: memory >> 20,
+            });
+        }
+        balloon.set(bytes);
+        Ok(())
     }
 
     fn add_device(
@@ -265,7 +284,10 @@ impl Vm {
 impl Front {
     /// Opens what the VM has on the host. Nobody is served yet.
     fn open(config: &VmConfig, paths: &mut Vec<Unlink>) -> Result<Self, Error> {
-        let devices = build::virtio_devices(config, paths)?;
+        let mut devices = build::virtio_devices(config, paths)?;
+        let balloon = build::balloon(config);
+        let balloon_target = balloon.as_ref().map(Balloon::target);
+        devices.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn virtio::Device>));
         let (console, console_writer) = console::Console::open(&config.console)?;
         let (path, listener) = match &config.api_socket {
             Some(path) => (path.clone(), socket::listen_anew(path)),
@@ -281,6 +303,7 @@ impl Front {
         paths.push(Unlink::later(path));
         Ok(Front {
             devices,
+            balloon: balloon_target,
             console,
             console_writer,
             clients: Clients::Waiting(listener),

@@ -155,6 +155,8 @@ enum Verb {
     AddNet,
     /// Where none is.
     RemoveDevice,
+    /// Which the VM does not have.
+    SetBalloon,
 }
 
 /// What a call comes to.
@@ -200,6 +202,11 @@ async fn call(client: &mut VmmClient<Channel>, verb: Verb) -> Result<(), tonic::
             };
             client.add_net(request).await.map(drop)
         }
+        Verb::SetBalloon => {
+            let bytes = 1 << 20;
+            let request = api::SetBalloonRequest { bytes };
+            client.set_balloon(request).await.map(drop)
+        }
         Verb::RemoveDevice => client.remove_device(removal("00:1f.0")).await.map(drop),
         Verb::Events => client.events(api::EventsRequest {}).await.map(drop),
         Verb::Console => {
@@ -225,6 +232,8 @@ fn every_call_in_every_state() {
         (Running, Verb::AddDisk, Refused(Code::FailedPrecondition)),
         (Running, Verb::AddNet, Refused(Code::InvalidArgument)),
         (Running, Verb::RemoveDevice, Refused(Code::NotFound)),
+        (Running, Verb::SetBalloon, Refused(Code::FailedPrecondition)),
+        (Paused, Verb::SetBalloon, Refused(Code::FailedPrecondition)),
         (Paused, Verb::Describe, Is(Paused)),
         (Paused, Verb::Pause, Is(Paused)),
         (Paused, Verb::Resume, Is(Running)),

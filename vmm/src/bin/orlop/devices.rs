@@ -1,12 +1,14 @@
-//! `orlop add-disk`, `add-net` and `remove-device`: devices that come and go while a VM runs.
+//! `orlop add-disk`, `add-net` and `remove-device`: devices that come and go while a VM runs; and `orlop balloon`, memory that does.
 
 use std::path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use orlop_proto::vmm::v1::{AddDiskRequest, AddNetRequest, RemoveDeviceRequest, Vhost};
-use orlop_vmm::config::{DiskConfig, MacAddress, NetConfig, TapConfig, VhostConfig};
+use orlop_proto::vmm::v1::{
+    AddDiskRequest, AddNetRequest, RemoveDeviceRequest, SetBalloonRequest, Vhost,
+};
+use orlop_vmm::config::{DiskConfig, MacAddress, NetConfig, TapConfig, VhostConfig, mebibytes};
 use orlop_vmm::pci::DeviceNumber;
 
 use crate::client::{self, Target, answer, said};
@@ -32,6 +34,13 @@ A guest that uses the device may keep it for as long as it likes.
 
 Example:
   orlop remove-device web 0000:00:04.0";
+
+/// What `orlop balloon --help` ends with.
+pub const BALLOON_HELP: &str = "\
+The guest gives what it can do without, and takes back what it needs before it runs out. `orlop stats` tells how far it is.
+
+Example:
+  orlop balloon web 512M";
 
 /// The flags of `orlop add-disk`.
 #[derive(Args)]
@@ -67,6 +76,32 @@ pub struct Remove {
     /// How long the guest may take to let go of it, as 30s
     #[arg(long, short, value_name = "TIME", default_value = "10s")]
     timeout: humantime::Duration,
+}
+
+/// The flags of `orlop balloon`.
+#[derive(Args)]
+pub struct Balloon {
+    /// A VM, by name or by the path of its control socket
+    #[arg(value_name = "VM")]
+    vm: Target,
+    /// How much memory the guest is to give up, as 512M; 0 for none
+    #[arg(value_name = "SIZE", value_parser = mebibytes)]
+    size: u64,
+}
+
+/// Has a guest give up memory.
+///
+/// # Errors
+/// When the VM does not run, or has no balloon.
+pub fn balloon(arguments: &Balloon) -> anyhow::Result<ExitCode> {
+    let request = SetBalloonRequest {
+        bytes: arguments.size,
+    };
+    client::runtime()?.block_on(async {
+        let mut vm = arguments.vm.connect().await?;
+        answer(&arguments.vm, vm.client.set_balloon(request)).await?;
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
 /// Gives a VM another disk.

@@ -63,6 +63,9 @@ enum What {
     /// Have a VM's guest let go of a device
     #[command(after_help = devices::REMOVE_HELP)]
     RemoveDevice(devices::Remove),
+    /// Have a VM's guest give up memory, or give it back
+    #[command(after_help = devices::BALLOON_HELP)]
+    Balloon(devices::Balloon),
     /// Show what a VM's processors and devices do, as they do it
     #[command(after_help = stats::AFTER_HELP)]
     Stats(stats::Arguments),
@@ -95,6 +98,7 @@ fn main() -> ExitCode {
         What::AddDisk(arguments) => devices::add_disk(&arguments),
         What::AddNet(arguments) => devices::add_net(&arguments),
         What::RemoveDevice(arguments) => devices::remove(&arguments),
+        What::Balloon(arguments) => devices::balloon(&arguments),
         What::Stats(arguments) => stats::run(&arguments),
         What::Events(arguments) => events::run(&arguments),
         What::Doctor(arguments) => doctor::run(&arguments),

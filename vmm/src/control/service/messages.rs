@@ -73,9 +73,10 @@ impl From<&Outcome> for api::WaitResponse {
 impl From<Refusal> for tonic::Status {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::Paused(_) | Refusal::Host(_) => {
+            Refusal::Paused(_) | Refusal::NoBalloon | Refusal::Host(_) => {
                 tonic::Status::failed_precondition(refusal.to_string())
             }
+            Refusal::BalloonSize { .. } => tonic::Status::invalid_argument(refusal.to_string()),
             Refusal::NoDevice(_) => tonic::Status::not_found(refusal.to_string()),
             Refusal::NoPlace => tonic::Status::resource_exhausted(refusal.to_string()),
         }
