@@ -24,8 +24,10 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// A virtual host's memory in MiB: room for a guest whose memory goes around the 32-bit hole. Only what is used of it is had.
 const MEMORY_MIB: u32 = 6144;
 
-/// How often stories are begun that failed with an emulated machine.
+/// How often stories are begun that failed in an emulated machine.
 const ATTEMPTS: u32 = 3;
+/// How often stories are begun whose machine failed: its kernel panicked or hung, which tells nothing of them.
+const MACHINES: u32 = 6;
 
 /// Says why a story is not told on this machine. The story then returns.
 pub fn skip(reason: &str) {
@@ -119,12 +121,18 @@ fn tell_where_kvm_is(program: &Path, only: &[String]) -> Result<(Count, bool)> {
         })?;
         let machine_failed = status.code() == Some(host::EXIT_HOST_FAILED.into());
         let emulated_failure = count.failed > 0 && !host::kvm::is_hardware();
-        if attempt == ATTEMPTS || !(machine_failed || emulated_failure) {
+        let again = machine_failed && attempt < MACHINES || emulated_failure && attempt < ATTEMPTS;
+        if !again {
             return Ok((told.count(count.failed), status.success()));
         }
         step(format!(
-            "FLAKY: {} failed in an emulated machine, attempt {attempt} of {ATTEMPTS}: once more",
-            name_of(program)
+            "FLAKY: {} {}, attempt {attempt}: once more",
+            name_of(program),
+            if machine_failed {
+                "lost its machine"
+            } else {
+                "failed in an emulated machine"
+            }
         ));
     }
     bail!("no attempt was made")
