@@ -19,6 +19,8 @@ impl DeviceNumber {
     pub const COUNT: usize = 32;
     /// Where the host bridge is.
     pub const HOST_BRIDGE: DeviceNumber = DeviceNumber(0);
+    /// The last of a bus.
+    pub const LAST: DeviceNumber = DeviceNumber(Self::COUNT as u8 - 1);
 
     /// The device number in the low five bits.
     pub fn from_bits(bits: u64) -> Self {
@@ -28,6 +30,11 @@ impl DeviceNumber {
     /// All, in order.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..Self::COUNT as u8).map(DeviceNumber)
+    }
+
+    /// The number that is so many above the host bridge's, or the last.
+    pub fn up_to(count: usize) -> Self {
+        u8::try_from(count).map_or(Self::LAST, |count| DeviceNumber(count).min(Self::LAST))
     }
 
     /// The number.
@@ -80,6 +87,8 @@ mod tests {
         for number in DeviceNumber::all() {
             assert_eq!(number.to_string().parse::<DeviceNumber>().unwrap(), number);
         }
+        let counted = [0, 3, 31, 32, 1000].map(|count| DeviceNumber::up_to(count).get());
+        assert_eq!(counted, [0, 3, 31, 31, 31]);
         assert_eq!("00:1f.0".parse::<DeviceNumber>().unwrap().get(), 31);
     }
 

@@ -124,7 +124,7 @@ impl Root {
     /// # Errors
     /// When there is no room.
     pub fn add(&self, mut function: Box<dyn Function>) -> Result<DeviceNumber, Error> {
-        let (number, mut slot) = self.empty_slot()?;
+        let (number, mut slot) = self.empty_slot(DeviceNumber::LAST)?;
         let size = function.bar_size();
         if size > 0 {
             let place = self.free(size).ok_or(Error::WindowFull(size))?;
@@ -136,19 +136,24 @@ impl Root {
     }
 
     /// Puts a function on the bus while the guest runs. Its BAR decodes nothing: where there is room is for the guest to say, which may
-    /// be moving other BARs about just now.
+    /// be moving other BARs about just now. The device number is `last` at most.
     ///
     /// # Errors
     /// When there is no room.
-    pub fn plug(&self, function: Box<dyn Function>) -> Result<DeviceNumber, Error> {
-        let (number, mut slot) = self.empty_slot()?;
+    pub fn plug(
+        &self,
+        function: Box<dyn Function>,
+        last: DeviceNumber,
+    ) -> Result<DeviceNumber, Error> {
+        let (number, mut slot) = self.empty_slot(last)?;
         *slot = Some(function);
         Ok(number)
     }
 
-    /// The first device number that is free.
-    fn empty_slot(&self) -> Result<(DeviceNumber, Place<'_>), Error> {
+    /// The first device number that is free, up to `last`.
+    fn empty_slot(&self, last: DeviceNumber) -> Result<(DeviceNumber, Place<'_>), Error> {
         DeviceNumber::all()
+            .take_while(|number| *number <= last)
             .map(|number| (number, self.slot(number)))
             .find(|(_, slot)| slot.is_none())
             .ok_or(Error::BusFull)

@@ -89,7 +89,14 @@ fn a_function_that_comes_while_the_guest_runs_takes_no_place_of_its_own() {
     let rng = Box::new(Rng::open().unwrap());
     let (msi, kicks) = (guest.wires.clone(), guest.wires.clone());
     let function = VirtioPci::new(rng, ram(0x1000), msi, kicks).unwrap();
-    assert_eq!(guest.root.plug(Box::new(function)).unwrap().get(), 2);
+    assert_eq!(
+        guest
+            .root
+            .plug(Box::new(function), DeviceNumber::LAST)
+            .unwrap()
+            .get(),
+        2
+    );
     guest.put(1, BAR, WINDOW as u32);
     assert_eq!(guest.wires.kicks_at(), [WINDOW + 0x3000]);
     assert_eq!((guest.get(2, BAR), guest.get(2, COMMAND) & 2), (0, 0));

@@ -30,6 +30,8 @@ pub(super) struct Bays {
     bus: Arc<pci::Root>,
     wiring: Wiring,
     hotplug: Arc<PciHotplug>,
+    /// The last place for a device that comes.
+    last: DeviceNumber,
     /// Who waits for which device to be gone.
     leaving: BTreeMap<DeviceNumber, Vec<Reply<Result<(), Refusal>>>>,
 }
@@ -49,8 +51,8 @@ impl fmt::Debug for Ejected {
 }
 
 impl Bays {
-    /// Places for the devices of the guest's life that `end` is of; `event` tells the guest of what comes and goes.
-    pub fn new(wiring: Wiring, event: EventFd, end: &EndOfLife) -> Self {
+    /// Places for the devices of the guest's life that `end` is of; `event` tells the guest of what comes and goes, at places up to `last`.
+    pub fn new(wiring: Wiring, event: EventFd, last: DeviceNumber, end: &EndOfLife) -> Self {
         let bus = Arc::new(pci::Root::new());
         let end = end.clone();
         let on_eject = Box::new(move |number, function| end.eject(Ejected { number, function }));
@@ -58,6 +60,7 @@ impl Bays {
             hotplug: Arc::new(PciHotplug::new(bus.clone(), event, on_eject)),
             bus,
             wiring,
+            last,
             leaving: BTreeMap::new(),
         }
     }
@@ -80,7 +83,7 @@ impl Bays {
 
     /// Puts a device in place and tells the guest.
     pub fn plug(&self, device: Box<dyn virtio::Device>) -> Result<DeviceNumber, Error> {
-        let number = self.bus.plug(self.function(device)?)?;
+        let number = self.bus.plug(self.function(device)?, self.last)?;
         self.hotplug.announce(number);
         Ok(number)
     }

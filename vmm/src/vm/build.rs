@@ -28,6 +28,7 @@ use crate::devices::virtio::net::{self, Net, Vhost};
 use crate::devices::virtio::{self, GuestMemory, fs::Fs, rng::Rng, vsock::Vsock};
 use crate::irq::Routes;
 use crate::memory::{self, Sharing};
+use crate::pci::DeviceNumber;
 use crate::socket::Unlink;
 use crate::vcpu::{Buses, Gate, Vcpu};
 
@@ -54,7 +55,7 @@ impl Vm {
             msi: routes.clone(),
             ioevents: routes,
         };
-        let bays = Bays::new(wiring, hotplug, &end);
+        let bays = Bays::new(wiring, hotplug, last_slot(config), &end);
         for device in std::mem::take(&mut front.devices) {
             bays.fill(device)?;
         }
@@ -89,6 +90,7 @@ fn load(config: &VmConfig) -> Result<Loaded, Error> {
     let machine = acpi::Machine {
         vcpus: config.vcpus.get(),
         pci_window64: pci_window64(&ram),
+        last_slot: last_slot(config),
     };
     let rsdp = acpi::write(&ram, machine)?;
     let entry = boot::load(&ram, &config.kernel, rsdp)?;
@@ -142,6 +144,20 @@ fn interrupt_controllers(vm: &Arc<VmFd>) -> Result<Arc<Routes>, Error> {
     vm.create_irq_chip()
         .map_err(|e| Error::KvmRefused("create interrupt controllers", e))?;
     Ok(Arc::new(Routes::new(vm.clone())?))
+}
+
+/// The last PCI slot whose device may come and go: beside the devices that the VM begins with, there are a few for those that come. Each
+/// slot costs the guest time when it boots.
+fn last_slot(config: &VmConfig) -> DeviceNumber {
+    /// Beside those that are there at first.
+    const ROOM: usize = 8;
+    let single = [
+        true,
+        config.vsock.is_some(),
+        config.balloon != BalloonConfig::Off,
+    ];
+    let single = single.into_iter().filter(|there| *there).count();
+    DeviceNumber::up_to(single + config.disks.len() + config.nets.len() + config.fs.len() + ROOM)
 }
 
 /// The devices in the order of their PCI addresses: randomness, disks, network, vsock, shared directories; and behind them, the balloon.

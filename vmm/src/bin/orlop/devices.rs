@@ -16,7 +16,7 @@ use crate::output;
 
 /// What `orlop add-disk --help` ends with.
 pub const ADD_DISK_HELP: &str = "\
-Prints the disk's PCI address, by which it is removed.
+Prints the disk's PCI address, by which it is removed. There are eight places for devices that come while a VM runs.
 
 Example:
   orlop add-disk web path=data.img,serial=data";

@@ -15,7 +15,7 @@ const SDT_HEADER: u32 = 36;
 pub(super) fn table(machine: Machine) -> Sdt {
     let mut code = Vec::new();
     pci_host_bridge(machine, &mut code);
-    pci_hotplug::slots(&mut code);
+    pci_hotplug::slots(machine.last_slot, &mut code);
     motherboard(&mut code);
     serial(&mut code);
     power_button(&mut code);

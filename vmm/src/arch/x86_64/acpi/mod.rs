@@ -20,6 +20,7 @@ use super::layout;
 
 use crate::devices::power;
 use crate::devices::virtio::GuestMemory;
+use crate::pci::DeviceNumber;
 
 const OEM: [u8; 6] = *b"ORLOP ";
 const OEM_TABLE: [u8; 8] = *b"ORLOPVM ";
@@ -43,6 +44,8 @@ pub struct Machine {
     pub vcpus: u8,
     /// The 64-bit PCI window: first and last address.
     pub pci_window64: (u64, u64),
+    /// The last of the PCI slots whose devices may come and go.
+    pub last_slot: DeviceNumber,
 }
 
 /// Writes the tables, beginning with the RSDP at [`layout::ACPI`].
@@ -159,6 +162,7 @@ mod tests {
         let machine = Machine {
             vcpus: 255,
             pci_window64: (1 << 33, (1 << 34) - 1),
+            last_slot: DeviceNumber::LAST,
         };
         let rsdp = write(&memory, machine).unwrap();
         let mut bytes = [0; 36];

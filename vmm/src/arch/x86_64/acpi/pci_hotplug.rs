@@ -1,4 +1,4 @@
-//! The guest's side of PCI hotplug: a slot for each device number, and methods that read and write the registers of
+//! The guest's side of PCI hotplug: a slot for each device number up to a last one, and methods that read and write the registers of
 //! [`crate::devices::pci_hotplug`].
 //!
 //! The interrupt of the generic event device leads to [`SCAN`], which asks the registers what has come and what is to go, and notifies
@@ -21,9 +21,11 @@ const EJECT_REQUEST: u8 = 3;
 /// Waits for a mutex without limit.
 const FOR_EVER: u16 = 0xffff;
 
-/// Every device number but the host bridge's.
-fn numbers() -> impl Iterator<Item = DeviceNumber> {
-    DeviceNumber::all().filter(|number| *number != DeviceNumber::HOST_BRIDGE)
+/// Every device number up to `last` but the host bridge's.
+fn numbers(last: DeviceNumber) -> impl Iterator<Item = DeviceNumber> {
+    DeviceNumber::all()
+        .take_while(move |number| *number <= last)
+        .filter(|number| *number != DeviceNumber::HOST_BRIDGE)
 }
 
 fn name(number: DeviceNumber) -> String {
@@ -31,7 +33,7 @@ fn name(number: DeviceNumber) -> String {
 }
 
 /// What the host bridge has for hotplug.
-pub(super) fn slots(code: &mut dyn AmlSink) {
+pub(super) fn slots(last: DeviceNumber, code: &mut dyn AmlSink) {
     let registers = aml::OpRegion::new(
         "REGS".into(),
         aml::OpRegionSpace::SystemIO,
@@ -55,7 +57,7 @@ pub(super) fn slots(code: &mut dyn AmlSink) {
     );
 
     // Notifies the slots whose bits are set in the first argument with the second.
-    let notifications: Vec<_> = numbers()
+    let notifications: Vec<_> = numbers(last)
         .map(|number| (number.bit(), aml::Path::new(&name(number))))
         .collect();
     let bits: Vec<_> = notifications
@@ -85,7 +87,7 @@ pub(super) fn slots(code: &mut dyn AmlSink) {
     for part in [&registers as &dyn Aml, &fields, &mutex] {
         part.to_aml_bytes(&mut inside);
     }
-    for number in numbers() {
+    for number in numbers(last) {
         slot(number, &acquire, &release, &mut inside);
     }
     tell.to_aml_bytes(&mut inside);
