@@ -1,6 +1,7 @@
 //! The guest's RAM: lazily faulted host memory, in one region below the 32-bit hole and one above 4 GiB.
 
 mod give_back;
+pub mod own_code;
 
 use std::fs::File;
 use std::os::fd::FromRawFd;

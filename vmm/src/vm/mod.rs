@@ -18,7 +18,8 @@ mod tests;
 
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -32,6 +33,7 @@ use crate::control::service::Server;
 use crate::control::{EndOfLife, Life, Message, Refusal, Request, Status};
 use crate::devices::virtio::balloon::{self, Balloon};
 use crate::devices::{console, virtio};
+use crate::memory::own_code;
 use crate::pci::{self, DeviceNumber};
 use crate::socket::{self, Unlink};
 use crate::state::StateDirectory;
@@ -69,6 +71,9 @@ pub fn run(
     vm.end(&outcome);
     outcome
 }
+
+/// When nobody wants anything for so long, the start is over: its code is let go of.
+const SETTLING: Duration = Duration::from_millis(100);
 
 /// Where messages to the controller come from.
 type Controller = Sender<Message>;
@@ -151,8 +156,10 @@ impl Vm {
 
     /// The one place that changes a running VM.
     fn control(&self, machine: &mut Machine, life: Life, messages: &Receiver<Message>) -> Outcome {
+        let mut has_settled = false;
         loop {
-            match messages.recv() {
+            let patience = if has_settled { Duration::MAX } else { SETTLING };
+            match messages.recv_timeout(patience) {
                 Ok(Message::GuestEnded(of, outcome)) if of == life => return outcome,
                 Ok(Message::Ejected(of, device)) if of == life => {
                     let number = device.number;
@@ -168,7 +175,15 @@ impl Vm {
                     }
                 }
                 // The signals' thread keeps a sender for ever.
-                Err(mpsc::RecvError) => return Outcome::failed("the VM has lost its threads"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Outcome::failed("the VM has lost its threads");
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    has_settled = true;
+                    if let Err(error) = own_code::let_go() {
+                        log::warn!("code that is not needed any more stays in memory: {error}");
+                    }
+                }
             }
         }
     }
