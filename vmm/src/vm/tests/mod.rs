@@ -1,0 +1,212 @@
+//! The control interface over a VM whose guest is not there: every call in every state, and clients of all kinds.
+
+mod bench;
+mod states;
+
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use orlop_proto::vmm::v1::{self as api, EventKind};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+
+use self::bench::{Bench, Verb, call, disk, removal, run};
+use super::*;
+use crate::bus::Device as _;
+use crate::devices::pci_hotplug::EJECT;
+
+#[test]
+fn calls_to_a_vm_that_has_ended_end_as_well() {
+    let bench = Bench::new();
+    let answers = run(async {
+        let mut client = bench.client().await;
+        call(&mut client, Verb::Describe).await.unwrap();
+        bench.controller.send(Message::Kill).unwrap();
+        let waited = client.wait(api::WaitRequest {}).await;
+        let mut answers = Vec::new();
+        for verb in [Verb::Describe, Verb::Pause, Verb::Kill, Verb::Console] {
+            answers.push(call(&mut client, verb).await);
+        }
+        assert_eq!(waited.unwrap().into_inner().outcome(), api::Outcome::Killed);
+        answers
+    });
+    assert!(answers.iter().all(Result::is_err), "{answers:?}");
+    assert_eq!(bench.ended.join().unwrap(), Outcome::Killed);
+}
+
+#[test]
+fn what_happens_is_told_in_order_to_the_end() {
+    let bench = Bench::new();
+    let kinds = run(async {
+        let mut client = bench.client().await;
+        let mut events = client
+            .events(api::EventsRequest {})
+            .await
+            .unwrap()
+            .into_inner();
+        for verb in [
+            Verb::Pause,
+            Verb::Pause,
+            Verb::Resume,
+            Verb::PowerButton,
+            Verb::Kill,
+        ] {
+            call(&mut client, verb).await.unwrap();
+        }
+        let mut kinds = Vec::new();
+        while let Some(event) = events.message().await.unwrap() {
+            assert!(event.unix_ms > 0 && !event.message.is_empty());
+            kinds.push(event.kind());
+        }
+        kinds
+    });
+    assert_eq!(
+        kinds,
+        [
+            EventKind::Paused,
+            EventKind::Resumed,
+            EventKind::PowerButton,
+            EventKind::Ended
+        ]
+    );
+}
+
+#[test]
+fn a_disk_comes_and_goes_when_the_guest_lets_it() {
+    let bench = Bench::new();
+    let image = bench.directory.path().join("image");
+    std::fs::write(&image, [0; 4096]).unwrap();
+    let kinds = run(async {
+        let mut client = bench.client().await;
+        let mut events = client
+            .events(api::EventsRequest {})
+            .await
+            .unwrap()
+            .into_inner();
+        let image = image.to_str().unwrap();
+        let added = client.add_disk(disk(image)).await.unwrap().into_inner();
+        assert_eq!(added.address, "0000:00:01.0");
+        let mut other = bench.client().await;
+        let described = other.describe(api::DescribeRequest {}).await.unwrap();
+        let devices = described.into_inner().devices;
+        assert_eq!(devices[0].kind, "virtio-blk");
+        let relative = client.add_disk(disk("image")).await.unwrap_err();
+        assert_eq!(relative.code(), Code::InvalidArgument);
+        let keeps = client.remove_device(removal("0000:00:01.0")).await;
+        assert_eq!(keeps.unwrap_err().code(), Code::DeadlineExceeded);
+        let removed = client.remove_device(removal("00:01.0"));
+        let let_go = async { bench.hotplug.write(EJECT.into(), &2u32.to_le_bytes()) };
+        let (removed, ()) = tokio::join!(removed, let_go);
+        // The guest may have let go of it before the second request came.
+        if let Err(status) = removed {
+            assert_eq!(status.code(), Code::NotFound);
+        }
+        call(&mut client, Verb::Kill).await.unwrap();
+        let mut kinds = Vec::new();
+        while let Some(event) = events.message().await.unwrap() {
+            kinds.push(event.kind());
+        }
+        kinds
+    });
+    assert_eq!(
+        kinds,
+        [
+            EventKind::DeviceAdded,
+            EventKind::DeviceRemoved,
+            EventKind::Ended
+        ]
+    );
+    // The image is nobody's any more.
+    let writable = std::fs::File::options().write(true).open(&image).unwrap();
+    writable.try_lock().unwrap();
+}
+
+#[test]
+fn slots_that_are_full_take_no_more() {
+    let bench = Bench::new();
+    let image = bench.directory.path().join("image");
+    std::fs::write(&image, [0; 512]).unwrap();
+    run(async {
+        let mut client = bench.client().await;
+        let image = image.to_str().unwrap();
+        for _ in 0..4 {
+            client.add_disk(disk(image)).await.unwrap();
+        }
+        let status = client.add_disk(disk(image)).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+    });
+    bench.kill();
+}
+
+#[test]
+fn a_console_has_many_users() {
+    let bench = Bench::new();
+    for byte in b"login: " {
+        bench.console.write(0, &[*byte]);
+    }
+    run(async {
+        let mut users = Vec::new();
+        for _ in 0..2 {
+            let (keys, typed) = tokio::sync::mpsc::channel(1);
+            let stream = ReceiverStream::new(typed);
+            let shown = bench.client().await.console(stream).await.unwrap();
+            users.push((keys, shown.into_inner()));
+        }
+        for (_, shown) in &mut users {
+            let mut text = Vec::new();
+            while text != b"login: " {
+                text.extend(shown.message().await.unwrap().unwrap().data);
+            }
+        }
+        let (keys, _) = users.first().unwrap();
+        let data = b"root".to_vec();
+        keys.send(api::ConsoleInput { data }).await.unwrap();
+        // What was typed is in the port's FIFO: line status, data ready.
+        let ready = || {
+            let mut status = [0];
+            bench.console.read(5, &mut status);
+            status[0] & 1 == 1
+        };
+        while !ready() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let mut typed = Vec::new();
+        while typed.len() < 4 {
+            if ready() {
+                let mut byte = [0];
+                bench.console.read(0, &mut byte);
+                typed.extend(byte);
+            }
+        }
+        assert_eq!(typed, b"root");
+    });
+    bench.kill();
+}
+
+#[test]
+fn garbage_and_clients_that_go_are_nothing_to_others() {
+    let bench = Bench::new();
+    let mut garbage = UnixStream::connect(bench.socket()).unwrap();
+    // It is closed in the middle of that, and then nobody takes the rest.
+    let _ = garbage.write_all(&[0xa5; 1 << 20]);
+    let silent = UnixStream::connect(bench.socket()).unwrap();
+    run(async {
+        let mut goes = bench.client().await;
+        let wait = goes.wait(api::WaitRequest {});
+        assert!(
+            tokio::time::timeout(Duration::from_millis(50), wait)
+                .await
+                .is_err()
+        );
+        drop(goes);
+        let (mut one, mut other) = (bench.client().await, bench.client().await);
+        for _ in 0..20 {
+            let (a, b) = tokio::join!(call(&mut one, Verb::Pause), call(&mut other, Verb::Resume));
+            a.unwrap();
+            b.unwrap();
+        }
+    });
+    assert_eq!(bench.kill(), Outcome::Killed);
+    drop(silent);
+}
