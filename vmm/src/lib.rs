@@ -9,6 +9,7 @@ pub mod bus;
 pub mod config;
 pub mod control;
 pub mod devices;
+pub mod error;
 pub mod irq;
 pub mod memory;
 pub mod pci;

@@ -1,6 +1,6 @@
 //! The terminal of a guest's user: raw, so that the guest has every key, but for the one that leaves.
 
-use std::io;
+use std::io::{self, Read as _};
 
 /// Standard input, a terminal, in raw mode; as it was again when this is dropped.
 pub struct Raw {
@@ -77,6 +77,39 @@ impl Keys {
             }
         }
         (input, false)
+    }
+}
+
+/// Why there is nothing more to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The user leaves.
+    Left,
+    /// Standard input has ended, or nobody takes what is typed.
+    Over,
+}
+
+/// Reads standard input to its end, and gives what is typed to `take` until that says `false`. Without `keys` all of it is for the guest.
+pub fn read(mut keys: Option<Keys>, mut take: impl FnMut(Vec<u8>) -> bool) -> End {
+    let mut buffer = [0; 1024];
+    loop {
+        let count = match io::stdin().read(&mut buffer) {
+            Ok(0) => return End::Over,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => return End::Over,
+        };
+        let typed = buffer.get(..count).unwrap_or_default();
+        let (input, leaves) = match &mut keys {
+            Some(keys) => keys.take(typed),
+            None => (typed.to_vec(), false),
+        };
+        if !input.is_empty() && !take(input) {
+            return End::Over;
+        }
+        if leaves {
+            return End::Left;
+        }
     }
 }
 

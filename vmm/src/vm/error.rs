@@ -1,6 +1,5 @@
 //! Why a VM could not be built.
 
-use std::error::Error as _;
 use std::path::PathBuf;
 
 use crate::devices::{console, virtio};
@@ -72,17 +71,4 @@ pub enum Error {
     /// A thread, an eventfd.
     #[error("cannot {0}")]
     System(&'static str, #[source] std::io::Error),
-}
-
-impl Error {
-    /// The error with what it comes from, on one line.
-    pub fn line(&self) -> String {
-        let mut line = self.to_string();
-        let mut source = self.source();
-        while let Some(error) = source {
-            line = format!("{line}: {error}");
-            source = error.source();
-        }
-        line
-    }
 }

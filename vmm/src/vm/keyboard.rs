@@ -1,6 +1,6 @@
 //! Standard input as the guest's keyboard. On a terminal Ctrl-A x ends the VM.
 
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal};
 use std::sync::Weak;
 use std::thread;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Controller;
 use crate::control::Message;
 use crate::devices::console::Console;
-use crate::terminal::{Keys, Raw};
+use crate::terminal::{self, End, Keys, Raw};
 
 /// How long to wait for the guest to read what it has.
 const GUEST_IS_SLOW: Duration = Duration::from_millis(10);
@@ -18,29 +18,11 @@ const LEAVE: u8 = b'x';
 /// Feeds standard input to the console until either ends.
 pub(super) fn connect(console: Weak<Console>, controller: Controller) -> io::Result<Option<Raw>> {
     let raw = io::stdin().is_terminal().then(Raw::enter).transpose()?;
-    let mut keys = raw.is_some().then(|| Keys::leaving_by(LEAVE));
+    let keys = raw.is_some().then(|| Keys::leaving_by(LEAVE));
     thread::Builder::new().name("stdin".into()).spawn(move || {
-        let mut buffer = [0; 256];
-        loop {
-            let count = match io::stdin().read(&mut buffer) {
-                Ok(0) => return,
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return,
-            };
-            let input = buffer.get(..count).unwrap_or_default();
-            let (input, leave) = match &mut keys {
-                Some(keys) => keys.take(input),
-                None => (input.to_vec(), false),
-            };
-            if !feed(&console, &input) {
-                return;
-            }
-            if leave {
-                // When nobody listens, the VM is ending already.
-                let _ = controller.send(Message::Kill);
-                return;
-            }
+        if terminal::read(keys, |input| feed(&console, &input)) == End::Left {
+            // When nobody listens, the VM is ending already.
+            let _ = controller.send(Message::Kill);
         }
     })?;
     Ok(raw)

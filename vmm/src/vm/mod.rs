@@ -260,7 +260,7 @@ impl Vm {
             Err(Error::Pci(pci::Error::BusFull | pci::Error::WindowFull(_))) => {
                 Err(Refusal::NoPlace)
             }
-            Err(error) => Err(Refusal::Host(error.line())),
+            Err(error) => Err(Refusal::Host(crate::error::line(&error))),
         }
     }
 
@@ -289,7 +289,7 @@ impl Vm {
         if let Some(front) = self.front {
             let outcome = match outcome {
                 Ok(outcome) => outcome.clone(),
-                Err(error) => Outcome::failed(error.to_string()),
+                Err(error) => Outcome::failed(crate::error::line(error)),
             };
             front.close(outcome, &self.news);
         }

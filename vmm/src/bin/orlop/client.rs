@@ -92,6 +92,11 @@ impl Target {
     }
 }
 
+/// The VM has ended before it could answer.
+#[derive(Debug, thiserror::Error)]
+#[error("VM {0} has ended")]
+pub struct Ended(Target);
+
 /// What a VM answers, if it does so in time.
 ///
 /// # Errors
@@ -118,7 +123,7 @@ pub fn said(target: &Target, status: &Status) -> anyhow::Error {
         | Code::ResourceExhausted
         | Code::DeadlineExceeded => anyhow!("VM {target}: {}", status.message()),
         // The connection broke off: only the VM's end does that.
-        _ if is_end(status) => anyhow!("VM {target} has ended"),
+        _ if is_end(status) => Ended(target.clone()).into(),
         code => anyhow!("VM {target}: {} ({code})", status.message()),
     }
 }

@@ -1,12 +1,12 @@
 //! `orlop console`: a VM's console on this terminal, for as long as its user likes.
 
-use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::thread;
 
 use clap::Args;
 use orlop_proto::vmm::v1::{ConsoleInput, ConsoleOutput};
-use orlop_vmm::terminal::{Keys, Raw};
+use orlop_vmm::terminal::{self, End, Keys, Raw};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -85,37 +85,12 @@ fn read_keys(
     interactive: bool,
 ) -> io::Result<oneshot::Receiver<()>> {
     let (leave, left) = oneshot::channel();
-    let mut keys = interactive.then(|| Keys::leaving_by(LEAVE));
+    let keys = interactive.then(|| Keys::leaving_by(LEAVE));
     thread::Builder::new().name("stdin".into()).spawn(move || {
-        let mut leave = Some(leave);
-        let mut buffer = [0; 1024];
-        loop {
-            let count = match io::stdin().read(&mut buffer) {
-                Ok(0) => break,
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => break,
-            };
-            let input = buffer.get(..count).unwrap_or_default();
-            let (data, leaves) = match &mut keys {
-                Some(keys) => keys.take(input),
-                None => (input.to_vec(), false),
-            };
-            if !data.is_empty() && to.blocking_send(ConsoleInput { data }).is_err() {
-                break;
-            }
-            if leaves {
-                if let Some(leave) = leave.take() {
-                    // It fails when the VM has ended meanwhile.
-                    let _ = leave.send(());
-                }
-                return;
-            }
-        }
+        let end = terminal::read(keys, |data| to.blocking_send(ConsoleInput { data }).is_ok());
         // A terminal that has gone is one that its user has left.
-        if keys.is_some()
-            && let Some(leave) = leave.take()
-        {
+        if interactive || end == End::Left {
+            // It fails when the VM has ended meanwhile.
             let _ = leave.send(());
         }
     })?;

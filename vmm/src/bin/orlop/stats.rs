@@ -9,7 +9,7 @@ use clap::Args;
 use orlop_proto::vmm::v1::DescribeRequest;
 use serde::Serialize;
 
-use crate::client::{self, Target, Vm, answer};
+use crate::client::{self, Ended, Target, Vm, answer};
 use crate::inspect::{Description, Device};
 use crate::output::{self, Output};
 
@@ -58,7 +58,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         let mut before = Counted::default();
         loop {
             let now = match sample(&mut vm).await {
-                Err(_) if before.any() => return Ok(ExitCode::SUCCESS),
+                Err(error) if before.any() && error.is::<Ended>() => return Ok(ExitCode::SUCCESS),
                 sampled => sampled?,
             };
             match arguments.output {

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::error;
+
 /// DEVICE_NEEDS_RESET in the device status (virtio 1.2, 2.1).
 pub const STATUS_NEEDS_RESET: u8 = 64;
 
@@ -68,23 +70,11 @@ impl Fault {
             log::warn!(
                 "{}: the guest must reset this device: {}",
                 self.device,
-                chain(reason)
+                error::line(reason)
             );
             self.config_changed.trigger();
         }
     }
-}
-
-/// An error with its sources, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        source = error.source();
-    }
-    line
 }
 
 #[cfg(test)]
