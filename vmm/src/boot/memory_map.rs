@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn the_map_neither_overlaps_nor_shows_the_hole_as_ram() {
         let ranges = [(GuestAddress(0), 3 << 30), (GuestAddress(4 << 30), 1 << 30)];
-        let memory = GuestMemory::from_ranges(&ranges).unwrap();
+        let memory = crate::memory::anonymous(&ranges).unwrap();
         let map = of(&memory);
         for pair in map.windows(2) {
             assert!(pair[0].start + pair[0].size <= pair[1].start, "{pair:x?}");

@@ -2,7 +2,7 @@ use super::*;
 use crate::devices::virtio::GuestMemory;
 
 fn memory() -> GuestMemory {
-    GuestMemory::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap()
+    crate::memory::anonymous(&[(GuestAddress(0), 64 << 20)]).unwrap()
 }
 
 fn boot(kernel: &[u8]) -> String {

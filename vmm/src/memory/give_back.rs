@@ -8,11 +8,11 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use vm_memory::{
-    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress,
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress,
 };
 
-use crate::devices::virtio::GuestMemory;
+use super::checked;
+use super::region::{GuestMemory, Region};
 
 /// Why a range was not given back.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +63,7 @@ pub fn give_back(memory: &GuestMemory, start: GuestAddress, len: u64) -> Result<
 }
 
 /// The same within a region, whose pages and whose file's begin together.
-fn give_back_of(region: &GuestRegionMmap<()>, offset: u64, len: u64) -> Result<u64, NotGivenBack> {
+fn give_back_of(region: &Region, offset: u64, len: u64) -> Result<u64, NotGivenBack> {
     let page = host_page();
     let end = (offset + len) / page * page;
     let start = offset.next_multiple_of(page);
@@ -82,7 +82,7 @@ fn give_back_of(region: &GuestRegionMmap<()>, offset: u64, len: u64) -> Result<u
 }
 
 /// Of a memory file: the hole is one for everybody who has mapped it.
-fn punch(file: &FileOffset, start: u64, len: u64) -> io::Result<()> {
+pub(super) fn punch(file: &FileOffset, start: u64, len: u64) -> io::Result<()> {
     let offset = |number: u64| libc::off_t::try_from(number).map_err(io::Error::other);
     let (start, len) = (offset(file.start() + start)?, offset(len)?);
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -91,7 +91,7 @@ fn punch(file: &FileOffset, start: u64, len: u64) -> io::Result<()> {
 }
 
 /// Of anonymous memory that nobody else has mapped.
-fn drop_pages(region: &GuestRegionMmap<()>, start: u64, len: u64) -> io::Result<()> {
+fn drop_pages(region: &Region, start: u64, len: u64) -> io::Result<()> {
     let host = region
         .get_host_address(MemoryRegionAddress(start))
         .map_err(io::Error::other)?;
@@ -99,14 +99,6 @@ fn drop_pages(region: &GuestRegionMmap<()>, start: u64, len: u64) -> io::Result<
     // SAFETY: these are whole pages of the region's own mapping, which stays. They are guest memory, which nobody believes to be
     // unchanging, and zeros are as good as any other bytes there.
     checked(unsafe { libc::madvise(host.cast(), len, libc::MADV_DONTNEED) })
-}
-
-fn checked(result: libc::c_int) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 /// The size of the host's pages in bytes.

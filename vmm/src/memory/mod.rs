@@ -2,19 +2,22 @@
 
 mod give_back;
 pub mod own_code;
+pub mod pluggable;
+mod region;
+mod view;
 
 use std::fs::File;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
 pub use give_back::{NotGivenBack, give_back};
+pub use region::{GuestMemory, Region, anonymous, backed};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::arch::x86_64::layout;
 use crate::config::MemorySize;
-use crate::devices::virtio::GuestMemory;
 
 /// Why the RAM could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -94,19 +97,15 @@ pub fn map(size: MemorySize, sharing: Sharing) -> Result<Arc<GuestMemory>, Error
     }
     let ranges = ranges(size);
     let mapped = match sharing {
-        Sharing::Private => GuestMemory::from_ranges(&ranges),
+        Sharing::Private => anonymous(&ranges),
         Sharing::Shared => {
-            let file = Arc::new(memory_file(size)?);
+            let file = Arc::new(memory_file(size.bytes())?);
             let mut offset = 0;
-            let with_files: Vec<_> = ranges
-                .iter()
-                .map(|&(start, len)| {
-                    let part = FileOffset::from_arc(file.clone(), offset);
-                    offset += len as u64;
-                    (start, len, Some(part))
-                })
-                .collect();
-            GuestMemory::from_ranges_with_files(with_files)
+            backed(ranges.iter().map(|&(start, len)| {
+                let part = FileOffset::from_arc(file.clone(), offset);
+                offset += len as u64;
+                (start, len, Some(part))
+            }))
         }
     };
     let mapped = mapped.map_err(|source| Error::Map {
@@ -124,11 +123,9 @@ fn leave_out_of_dumps(memory: &GuestMemory) -> Result<(), Error> {
             .get_host_address(region.start_addr())
             .map_err(Error::Address)?;
         // SAFETY: the range is mapped, and the advice changes nothing of what is in it.
-        let result =
+        let advised =
             unsafe { libc::madvise(host.cast(), region.len() as usize, libc::MADV_DONTDUMP) };
-        if result != 0 {
-            return Err(Error::Advice(std::io::Error::last_os_error()));
-        }
+        checked(advised).map_err(Error::Advice)?;
     }
     Ok(())
 }
@@ -140,15 +137,12 @@ fn leave_out_of_dumps(memory: &GuestMemory) -> Result<(), Error> {
 /// What KVM says.
 pub fn register(vm: &VmFd, memory: &GuestMemory) -> Result<(), Error> {
     for (slot, region) in (0u32..).zip(memory.iter()) {
-        let host = memory
-            .get_host_address(region.start_addr())
-            .map_err(Error::Address)?;
         let region = kvm_userspace_memory_region {
             slot,
             flags: 0,
             guest_phys_addr: region.start_addr().raw_value(),
             memory_size: region.len(),
-            userspace_addr: host as u64,
+            userspace_addr: region.address_for_kernel(),
         };
         // SAFETY: the range is mapped for as long as `memory` lives, and the VM's owner keeps both together.
         unsafe { vm.set_user_memory_region(region) }.map_err(Error::Kvm)?;
@@ -168,11 +162,16 @@ fn host_memory() -> Option<u64> {
     (result == 0).then(|| units.saturating_mul(info.mem_unit.into()))
 }
 
-fn memory_file(size: MemorySize) -> Result<File, Error> {
-    let failed = |source| Error::File {
-        size: size.bytes(),
-        source,
-    };
+fn checked(result: libc::c_int) -> std::io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}
+
+fn memory_file(size: u64) -> Result<File, Error> {
+    let failed = |source| Error::File { size, source };
     // SAFETY: the name is a C string; the result is checked before it is used.
     let fd = unsafe { libc::memfd_create(c"orlop-ram".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
@@ -180,7 +179,7 @@ fn memory_file(size: MemorySize) -> Result<File, Error> {
     }
     // SAFETY: `fd` was just made, and nobody else owns it.
     let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(size.bytes()).map_err(failed)?;
+    file.set_len(size).map_err(failed)?;
     Ok(file)
 }
 

@@ -16,6 +16,7 @@ pub mod blk;
 pub mod fs;
 pub mod guest_io;
 pub mod interrupt;
+pub mod mem;
 pub mod net;
 pub mod queue;
 pub mod rng;
@@ -29,14 +30,11 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use interrupt::{Fault, Interrupt};
+pub use crate::memory::GuestMemory;
 pub use queue::Queue;
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use worker::{Events, Wake};
-
-/// The guest's RAM.
-pub type GuestMemory = GuestMemoryMmap<()>;
 
 /// VIRTIO_F_INDIRECT_DESC: chains may be in tables of their own (virtio 1.2, 2.7.5.3). Every [`Queue`] understands them.
 pub const F_RING_INDIRECT_DESC: u64 = 1 << 28;
@@ -59,6 +57,8 @@ pub enum Kind {
     Balloon = 5,
     /// 5.10
     Vsock = 19,
+    /// 5.15
+    Memory = 24,
     /// 5.11
     FileSystem = 26,
 }
@@ -72,6 +72,7 @@ impl Kind {
             Kind::Entropy => "virtio-rng",
             Kind::Balloon => "virtio-balloon",
             Kind::Vsock => "virtio-vsock",
+            Kind::Memory => "virtio-mem",
             Kind::FileSystem => "virtio-fs",
         }
     }
@@ -84,6 +85,11 @@ pub trait Device: Send {
 
     /// The feature bits that it offers beside [`F_VERSION_1`].
     fn features(&self) -> u64;
+
+    /// Those among them that a driver must take: without one of these, it does not get to FEATURES_OK.
+    fn required_features(&self) -> u64 {
+        0
+    }
 
     /// The largest size of each of its queues; a power of two up to 32768.
     fn queue_sizes(&self) -> &[u16];

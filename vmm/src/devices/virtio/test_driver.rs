@@ -23,7 +23,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// RAM of `size` bytes that begins at 0.
 pub fn ram(size: usize) -> Arc<GuestMemory> {
-    Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), size)]).unwrap())
+    Arc::new(crate::memory::anonymous(&[(GuestAddress(0), size)]).unwrap())
 }
 
 /// A buffer of a chain: where, how long, and whether the device may write it.

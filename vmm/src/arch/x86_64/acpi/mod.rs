@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn every_table_is_found_from_the_rsdp_and_sums_to_zero() {
-        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
+        let memory = crate::memory::anonymous(&[(GuestAddress(0), 2 << 20)]).unwrap();
         let machine = Machine {
             vcpus: 255,
             pci_window64: (1 << 33, (1 << 34) - 1),

@@ -237,7 +237,7 @@ fn start(
         .map_err(backend("the features"))?;
     let regions = memory
         .iter()
-        .map(VhostUserMemoryRegionInfo::from_guest_region)
+        .map(|region| VhostUserMemoryRegionInfo::from_guest_region(region.mapping()))
         .collect::<Result<Vec<_>, _>>()
         .map_err(backend("guest memory, which is not in a file"))?;
     frontend

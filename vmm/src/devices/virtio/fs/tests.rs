@@ -75,7 +75,7 @@ fn shared_ram() -> Arc<GuestMemory> {
     let file = tempfile::tempfile().unwrap();
     file.set_len(RAM as u64).unwrap();
     let range = (GuestAddress(0), RAM, Some(FileOffset::new(file, 0)));
-    Arc::new(GuestMemory::from_ranges_with_files([range]).unwrap())
+    Arc::new(crate::memory::backed([range]).unwrap())
 }
 
 /// The driver's side of a started device.

@@ -169,10 +169,10 @@ impl Drop for Carrier {
 
 fn regions(memory: &GuestMemory) -> Vec<VhostUserMemoryRegionInfo> {
     use vm_memory::GuestMemoryBackend;
-    let region = |region: &vm_memory::GuestRegionMmap| VhostUserMemoryRegionInfo {
+    let region = |region: &crate::memory::Region| VhostUserMemoryRegionInfo {
         guest_phys_addr: region.start_addr().0,
         memory_size: region.len(),
-        userspace_addr: region.as_ptr() as u64,
+        userspace_addr: region.address_for_kernel(),
         // Only for a backend that maps it by itself.
         mmap_offset: 0,
         mmap_handle: -1,

@@ -197,7 +197,7 @@ fn buffers_outside_of_ram_are_refused() {
 #[test]
 fn a_chain_of_more_than_4_gib_is_refused() {
     // The mapping is only reserved, never touched.
-    let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 3 << 30)]).unwrap());
+    let memory = Arc::new(crate::memory::anonymous(&[(GuestAddress(0), 3 << 30)]).unwrap());
     let mut driver = TestQueue::new(&memory, 0x1000, SIZE, false);
     driver.descriptor(0, 0, 2 << 30, NEXT, 1);
     driver.descriptor(1, 0, 2 << 30, 0, 0);

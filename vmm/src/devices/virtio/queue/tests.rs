@@ -64,7 +64,7 @@ fn rings_outside_of_ram_or_across_its_end_are_refused() {
 #[test]
 fn a_ring_or_buffer_across_a_hole_between_regions_is_refused() {
     let memory = Arc::new(
-        GuestMemory::from_ranges(&[
+        crate::memory::anonymous(&[
             (GuestAddress(0), 0x4000),
             (GuestAddress(0x8000), 0x1000),
             (GuestAddress(0x9000), 0x1000),

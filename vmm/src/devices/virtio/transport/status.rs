@@ -216,7 +216,8 @@ impl Machine {
 
     fn features_agree(&self) -> bool {
         let taken = self.driver_features;
-        taken & !self.offered() == 0 && taken & F_VERSION_1 != 0
+        let required = self.device.required_features() | F_VERSION_1;
+        taken & !self.offered() == 0 && taken & required == required
     }
 
     fn start(&mut self, event: impl Fn(u16) -> Interrupt) {

@@ -1,0 +1,122 @@
+//! A region of guest memory: RAM that is all there, or memory of which the guest has a part at a time ([`Blocks`]).
+
+use std::sync::Arc;
+
+use vm_memory::bitmap::BS;
+use vm_memory::mmap::FromRangesError;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
+    GuestRegionCollection, GuestRegionMmap, GuestUsize, MemoryRegionAddress, VolatileSlice,
+};
+
+use super::pluggable::Blocks;
+
+/// The guest's memory.
+pub type GuestMemory = GuestRegionCollection<Region>;
+
+/// A region of it.
+#[derive(Debug)]
+pub struct Region {
+    mapping: GuestRegionMmap<()>,
+    blocks: Option<Blocks>,
+}
+
+impl Region {
+    /// RAM.
+    pub fn ram(mapping: GuestRegionMmap<()>) -> Self {
+        Region {
+            mapping,
+            blocks: None,
+        }
+    }
+
+    /// Memory that comes and goes by `blocks`, which are as long as `mapping`.
+    pub(super) fn pluggable(mapping: GuestRegionMmap<()>, blocks: Blocks) -> Self {
+        Region {
+            mapping,
+            blocks: Some(blocks),
+        }
+    }
+
+    /// What of it the guest has; `None` for RAM, which it has all of.
+    pub fn blocks(&self) -> Option<&Blocks> {
+        self.blocks.as_ref()
+    }
+
+    /// All of it as this process has it mapped, whether the guest has it or not.
+    pub fn mapping(&self) -> &GuestRegionMmap<()> {
+        &self.mapping
+    }
+
+    /// Where others find it than this process's own code: KVM, and vhost. Of memory that comes and goes, only what the guest has can be
+    /// touched there.
+    pub fn address_for_kernel(&self) -> u64 {
+        match &self.blocks {
+            Some(blocks) => blocks.view().address(),
+            None => self.mapping.as_ptr() as u64,
+        }
+    }
+}
+
+impl GuestMemoryRegion for Region {
+    type B = ();
+
+    fn len(&self) -> GuestUsize {
+        self.mapping.len()
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        self.mapping.start_addr()
+    }
+
+    fn bitmap(&self) -> BS<'_, ()> {}
+
+    fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8, GuestMemoryError> {
+        self.mapping.get_host_address(addr)
+    }
+
+    fn file_offset(&self) -> Option<&FileOffset> {
+        self.mapping.file_offset()
+    }
+
+    fn get_slice(
+        &self,
+        offset: MemoryRegionAddress,
+        count: usize,
+    ) -> Result<VolatileSlice<'_>, GuestMemoryError> {
+        match &self.blocks {
+            Some(blocks) if !blocks.has(offset.0, count as u64) => {
+                Err(GuestMemoryError::InvalidBackendAddress)
+            }
+            _ => self.mapping.get_slice(offset, count),
+        }
+    }
+}
+
+impl GuestMemoryRegionBytes for Region {}
+
+/// RAM in anonymous memory, at these addresses and of these sizes.
+///
+/// # Errors
+/// When the host does not give the memory, or they overlap.
+pub fn anonymous(ranges: &[(GuestAddress, usize)]) -> Result<GuestMemory, FromRangesError> {
+    let ranges = ranges.iter().map(|&(start, size)| (start, size, None));
+    backed(ranges)
+}
+
+/// RAM at these addresses, of these sizes, in files where there is one.
+///
+/// # Errors
+/// When it cannot be mapped, or overlaps.
+pub fn backed(
+    ranges: impl IntoIterator<Item = (GuestAddress, usize, Option<FileOffset>)>,
+) -> Result<GuestMemory, FromRangesError> {
+    let regions = ranges
+        .into_iter()
+        .map(|(start, size, file)| {
+            let mapping = GuestRegionMmap::from_range(start, size, file)?;
+            Ok(Arc::new(Region::ram(mapping)))
+        })
+        .collect::<Result<Vec<_>, FromRangesError>>()?;
+    Ok(GuestMemory::from_arc_regions(regions)?)
+}
