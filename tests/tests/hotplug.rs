@@ -13,6 +13,7 @@ use guest::tap::Tap;
 use guest::{Guest, Kernel, LIMIT, control};
 use orlop_proto::vmm::v1::{
     AddDiskRequest, AddNetRequest, DescribeRequest, KillRequest, RemoveDeviceRequest, ResetRequest,
+    WaitOperationRequest,
 };
 use orlop_testbed::containerd::ctr::Running;
 use tonic::{Code, Status};
@@ -106,11 +107,14 @@ impl Vm {
 
     fn remove(&self, address: &str) -> Result<(), Status> {
         control(&self.socket(), async |mut vm| {
-            vm.remove_device(RemoveDeviceRequest {
-                address: address.into(),
-                timeout_ms: LIMIT.as_millis().try_into().unwrap(),
-            })
-            .await
+            let begun = vm
+                .remove_device(RemoveDeviceRequest {
+                    address: address.into(),
+                    timeout_ms: LIMIT.as_millis().try_into().unwrap(),
+                })
+                .await?;
+            let id = begun.into_inner().id;
+            vm.wait_operation(WaitOperationRequest { id }).await
         })
         .map(drop)
     }

@@ -32,6 +32,7 @@ const MODULES: &[&str] = &[
     "virtio_net",
     "virtio_rng",
     "virtio_balloon",
+    "virtio_mem",
     "button",
     "evdev",
     "pvpanic-mmio",

@@ -3,12 +3,14 @@
 mod balloon;
 mod net;
 mod parse;
+mod size;
 
 use std::path::PathBuf;
 
 pub use balloon::BalloonConfig;
 pub use net::{MacAddress, NetConfig, TapConfig, TapName, VhostConfig};
 pub use parse::{ParseError, mebibytes};
+pub use size::{CpusConfig, MemoryConfig};
 
 /// One VM.
 #[derive(Clone, Debug)]
@@ -18,9 +20,9 @@ pub struct VmConfig {
     /// What it boots.
     pub kernel: KernelConfig,
     /// How many processors it has.
-    pub vcpus: VcpuCount,
-    /// How much RAM it has.
-    pub memory: MemorySize,
+    pub vcpus: CpusConfig,
+    /// How much memory it has.
+    pub memory: MemoryConfig,
     /// Its disks, in the order of their PCI addresses.
     pub disks: Vec<DiskConfig>,
     /// Its network devices, in the order of their PCI addresses, behind the disks.
@@ -62,6 +64,9 @@ pub struct KernelConfig {
 /// The command line of a VM whose user gave none: quick to boot, with the console on the serial port.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux \
      i8042.dumbkbd swiotlb=noforce cryptomgr.notests tsc=reliable random.trust_cpu=1";
+
+/// What [`DEFAULT_CMDLINE`] goes on with for a VM whose memory may grow: what comes is used, for what can be moved out of it again.
+pub const MOVABLE_MEMORY: &str = " memhp_default_state=online_movable";
 
 /// A VM's name: 1 to 76 characters of `[A-Za-z0-9_.-]`, beginning with an alphanumeric one, as containerd's ids.
 #[derive(Clone, Debug, PartialEq, Eq)]

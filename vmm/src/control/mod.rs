@@ -10,7 +10,7 @@ use std::sync::mpsc::Sender;
 
 use tokio::sync::oneshot;
 
-use crate::config::DeviceConfig;
+use crate::config::{DeviceConfig, VcpuCount};
 use crate::pci::{Description, DeviceNumber};
 use crate::vm::{Ejected, Outcome};
 
@@ -21,6 +21,8 @@ pub enum Message {
     GuestEnded(Life, Outcome),
     /// The guest has let go of a device, in this one of its lives.
     Ejected(Life, Ejected),
+    /// The guest has let go of a vCPU, in this one of its lives.
+    VcpuEjected(Life, u8),
     /// The VM must end: a signal, or whoever sits at its console.
     Kill,
     /// A client asks.
@@ -57,10 +59,20 @@ impl EndOfLife {
         // As above; the device ends here, then.
         let _ = self.controller.send(Message::Ejected(self.life, device));
     }
+
+    /// Says that the guest has let go of a vCPU.
+    pub fn eject_vcpu(&self, id: u8) {
+        // As above.
+        let _ = self.controller.send(Message::VcpuEjected(self.life, id));
+    }
 }
 
 /// Where an answer goes.
 pub type Reply<T> = oneshot::Sender<T>;
+
+/// Hears that something is done which takes its time; or, by the other end's going away, that it will not be: the guest was reset, or is to
+/// do something else.
+pub type Done = oneshot::Receiver<()>;
 
 /// Why a client does not get what it asks for.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +95,38 @@ pub enum Refusal {
         /// The VM's RAM in MiB.
         memory_mib: u64,
     },
+    /// The VM was started without room for more.
+    #[error(
+        "the VM's vCPUs are as many as it was started with; start it with --cpus N,max=N for another number"
+    )]
+    FixedVcpus,
+    /// More than it was started for.
+    #[error("the VM can have 1 to {most} vCPUs; it was started with max={most}")]
+    TooManyVcpus {
+        /// Its limit.
+        most: u8,
+    },
+    /// The VM was started without room for more.
+    #[error(
+        "the VM's memory is as large as it was started with; start it with --memory SIZE,max=SIZE for another size"
+    )]
+    FixedMemory,
+    /// Less than it was started with, or more than it was started for.
+    #[error(
+        "the VM can have {least_mib} to {most_mib} MiB of memory, as it was started; a balloon takes more of it: `orlop balloon`"
+    )]
+    MemorySize {
+        /// What it has at least, in MiB.
+        least_mib: u64,
+        /// What it may have, in MiB.
+        most_mib: u64,
+    },
+    /// Neither more nor less by whole blocks.
+    #[error("memory comes and goes by {block_mib} MiB")]
+    MemoryBlock {
+        /// A block's size in MiB.
+        block_mib: u64,
+    },
     /// What the host says, on one line.
     #[error("{0}")]
     Host(String),
@@ -103,12 +147,23 @@ pub enum Request {
     PowerButton(Reply<Result<(), Refusal>>),
     /// Give the guest another device.
     AddDevice(DeviceConfig, Reply<Result<DeviceNumber, Refusal>>),
-    /// Have the guest let go of a device. The answer comes when it has.
-    RemoveDevice(DeviceNumber, Reply<Result<(), Refusal>>),
+    /// Have the guest let go of a device.
+    RemoveDevice(DeviceNumber, Reply<Result<Done, Refusal>>),
+    /// Have the guest have other numbers of vCPUs and bytes.
+    Resize(Resize, Reply<Result<Vec<Done>, Refusal>>),
     /// Have the balloon be so many bytes.
     SetBalloon(u64, Reply<Result<(), Refusal>>),
     /// End the VM.
     Kill(Reply<()>),
+}
+
+/// What a VM is to have, where that is to change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resize {
+    /// So many vCPUs.
+    pub vcpus: Option<VcpuCount>,
+    /// So many bytes of memory.
+    pub memory: Option<u64>,
 }
 
 /// How a VM does.
@@ -119,9 +174,15 @@ pub struct Status {
     /// Whether its vCPUs are paused.
     pub paused: bool,
     /// How many it has.
-    pub vcpus: u8,
-    /// Its RAM in bytes.
+    pub vcpus: usize,
+    /// How many it can have.
+    pub most_vcpus: u8,
+    /// The memory that it has, in bytes.
     pub memory: u64,
+    /// What it is to have.
+    pub wanted_memory: u64,
+    /// What it can have.
+    pub most_memory: u64,
     /// What is on its PCI bus.
     pub devices: Vec<Description>,
     /// How often its vCPUs have left the guest since it booted, by reason.

@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::broadcast;
 
+use super::Resize;
 use crate::pci::DeviceNumber;
 use crate::vm::Outcome;
 
@@ -24,6 +25,8 @@ pub enum Happening {
     DeviceAdded(DeviceNumber),
     /// The guest has let go of a device.
     DeviceRemoved(DeviceNumber),
+    /// The VM is to have another size.
+    Resized(Resize),
     /// The VM has ended.
     Ended(Outcome),
 }

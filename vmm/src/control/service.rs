@@ -5,6 +5,7 @@
 mod console;
 mod events;
 mod messages;
+mod operations;
 mod requests;
 
 use std::io;
@@ -23,6 +24,7 @@ use tonic::{Request as Call, Response, Status, Streaming};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use self::operations::Operations;
 use super::news::News;
 use super::{Message, Reply, Request};
 use crate::config::DeviceConfig;
@@ -63,6 +65,7 @@ impl Server {
             outcome,
             news,
             console,
+            operations: Operations::default(),
         };
         let thread = thread::Builder::new()
             .name("control".into())
@@ -153,6 +156,7 @@ struct Service {
     outcome: watch::Receiver<Option<Outcome>>,
     news: News,
     console: Weak<Console>,
+    operations: Operations,
 }
 
 impl Service {
@@ -233,14 +237,37 @@ impl Vmm for Service {
     async fn remove_device(
         &self,
         call: Call<api::RemoveDeviceRequest>,
-    ) -> Result<Response<api::RemoveDeviceResponse>, Status> {
-        let (number, limit) = requests::removal(&call.into_inner())?;
-        let gone = self.ask(|reply| Request::RemoveDevice(number, reply));
-        match tokio::time::timeout(limit, gone).await {
-            Ok(answer) => answer??,
-            Err(_) => return Err(requests::not_yet_gone(number, limit)),
-        }
-        Ok(Response::new(api::RemoveDeviceResponse {}))
+    ) -> Result<Response<api::Operation>, Status> {
+        let request = call.into_inner();
+        let number = requests::device(&request)?;
+        let gone = self
+            .ask(|reply| Request::RemoveDevice(number, reply))
+            .await??;
+        let limit = requests::limit(request.timeout_ms);
+        let late = requests::not_yet_gone(number, limit);
+        let operation = self.operations.begin(vec![gone], limit, late)?;
+        Ok(Response::new(operation))
+    }
+
+    async fn resize(
+        &self,
+        call: Call<api::ResizeRequest>,
+    ) -> Result<Response<api::Operation>, Status> {
+        let request = call.into_inner();
+        let resize = requests::resize(&request)?;
+        let waits = self.ask(|reply| Request::Resize(resize, reply)).await??;
+        let limit = requests::limit(request.timeout_ms);
+        let late = requests::not_yet_resized(limit);
+        let operation = self.operations.begin(waits, limit, late)?;
+        Ok(Response::new(operation))
+    }
+
+    async fn wait_operation(
+        &self,
+        call: Call<api::WaitOperationRequest>,
+    ) -> Result<Response<api::Operation>, Status> {
+        let operation = self.operations.wait(call.into_inner().id).await?;
+        Ok(Response::new(operation))
     }
 
     async fn set_balloon(

@@ -11,9 +11,9 @@ use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
 pub use give_back::{NotGivenBack, give_back};
-pub use region::{GuestMemory, Region, anonymous, backed};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+pub use region::{GuestMemory, Region, anonymous, backed};
 use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::arch::x86_64::layout;
@@ -53,6 +53,9 @@ pub enum Error {
     /// The system did not take advice about the mapping.
     #[error("cannot leave the guest's RAM out of core dumps")]
     Advice(#[source] std::io::Error),
+    /// Two regions in one place.
+    #[error("memory that comes and goes would lie where there is RAM already")]
+    Overlap(#[source] vm_memory::GuestRegionCollectionError),
     /// KVM did not take a region.
     #[error("KVM did not take the guest's RAM")]
     Kvm(#[source] kvm_ioctls::Error),
@@ -114,6 +117,14 @@ pub fn map(size: MemorySize, sharing: Sharing) -> Result<Arc<GuestMemory>, Error
     })?;
     leave_out_of_dumps(&mapped)?;
     Ok(Arc::new(mapped))
+}
+
+/// `memory`, and a region that is not in it yet.
+///
+/// # Errors
+/// When they overlap.
+pub fn with(memory: &GuestMemory, region: &Arc<Region>) -> Result<GuestMemory, Error> {
+    memory.insert_region(region.clone()).map_err(Error::Overlap)
 }
 
 /// A VMM that crashes dumps what is its own, not its guest's.

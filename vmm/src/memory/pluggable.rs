@@ -168,7 +168,7 @@ impl Blocks {
             start: offset,
             count,
         };
-        if count == 0 || offset % self.size != 0 {
+        if count == 0 || !offset.is_multiple_of(self.size) {
             return Err(outside());
         }
         let first = usize::try_from(offset / self.size).map_err(|_| outside())?;

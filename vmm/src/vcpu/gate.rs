@@ -10,7 +10,10 @@
 //!
 //! The controller sets the phase it wants and then signals each vCPU's thread until every one has seen it: a signal that arrives
 //! just before the guest is entered would be lost, so one is not enough.
+//!
+//! Besides, a vCPU that the guest has let go of is *parked*: it waits whatever the phase is, until the end.
 
+use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
@@ -35,12 +38,15 @@ pub struct Gate {
 #[derive(Debug)]
 struct State {
     phase: Phase,
+    /// Those that wait whatever the phase.
+    parked: BTreeSet<u8>,
     /// Each vCPU's thread, and whether it is in the guest or on its way there.
     vcpus: Vec<Thread>,
 }
 
 #[derive(Debug)]
 struct Thread {
+    vcpu: u8,
     id: libc::pthread_t,
     inside: bool,
 }
@@ -60,6 +66,7 @@ impl Gate {
         Gate {
             state: Mutex::new(State {
                 phase: Phase::Paused,
+                parked: BTreeSet::new(),
                 vcpus: Vec::new(),
             }),
             changed: Condvar::new(),
@@ -79,10 +86,28 @@ impl Gate {
             state.phase = phase;
         }
         self.changed.notify_all();
-        while state.phase != Phase::Running && state.vcpus.iter().any(|vcpu| vcpu.inside) {
-            for vcpu in state.vcpus.iter().filter(|vcpu| vcpu.inside) {
+        self.wait_until_out(state);
+    }
+
+    /// Has a vCPU wait whatever the phase is, and returns when it is out of the guest.
+    pub fn park(&self, vcpu: u8) {
+        let mut state = self.lock();
+        state.parked.insert(vcpu);
+        self.wait_until_out(state);
+    }
+
+    /// Lets a vCPU go on that was parked, as the phase allows.
+    pub fn unpark(&self, vcpu: u8) {
+        self.lock().parked.remove(&vcpu);
+        self.changed.notify_all();
+    }
+
+    /// Kicks those that are in the guest and may not be, until none is.
+    fn wait_until_out(&self, mut state: MutexGuard<'_, State>) {
+        while state.strays().next().is_some() {
+            for thread in state.strays() {
                 // SAFETY: a thread is `inside` only while it lives: it says that it is out before it ends.
-                unsafe { libc::pthread_kill(vcpu.id, kick_signal()) };
+                unsafe { libc::pthread_kill(thread.id, kick_signal()) };
             }
             state = self
                 .changed
@@ -92,17 +117,23 @@ impl Gate {
         }
     }
 
-    /// For a vCPU's thread: makes it known.
-    pub fn register(&self) -> Visitor<'_> {
+    /// For the thread of a vCPU: makes it known.
+    pub fn register(&self, vcpu: u8) -> Visitor<'_> {
         install_kick_handler();
         let mut state = self.lock();
         // SAFETY: no preconditions.
         let id = unsafe { libc::pthread_self() };
-        state.vcpus.push(Thread { id, inside: false });
+        state.vcpus.push(Thread {
+            vcpu,
+            id,
+            inside: false,
+        });
         Visitor {
             gate: self,
+            vcpu,
             index: state.vcpus.len() - 1,
             waited: false,
+            parked: false,
         }
     }
 
@@ -111,18 +142,39 @@ impl Gate {
     }
 }
 
+impl State {
+    /// Whether a vCPU may be in the guest.
+    fn admits(&self, vcpu: u8) -> bool {
+        self.phase == Phase::Running && !self.parked.contains(&vcpu)
+    }
+
+    /// Those that are in the guest and may not be.
+    fn strays(&self) -> impl Iterator<Item = &Thread> {
+        let threads = self.vcpus.iter();
+        threads.filter(|thread| thread.inside && !self.admits(thread.vcpu))
+    }
+}
+
 /// A vCPU's thread at the gate. When it is dropped, the thread is out.
 #[derive(Debug)]
 pub struct Visitor<'g> {
     gate: &'g Gate,
+    vcpu: u8,
     index: usize,
     waited: bool,
+    parked: bool,
 }
 
 impl Visitor<'_> {
-    /// Waits while the VM is paused. [`Phase::Running`] means: into the guest.
+    /// Waits while the VM is paused, or the vCPU is parked. [`Phase::Running`] means: into the guest.
     pub fn pass(&mut self) -> Phase {
-        self.wait_while(|phase| phase == Phase::Paused)
+        let vcpu = self.vcpu;
+        self.wait_while(|state| !state.admits(vcpu))
+    }
+
+    /// Whether it was parked since this was last asked.
+    pub fn was_parked(&mut self) -> bool {
+        std::mem::take(&mut self.parked)
     }
 
     /// Whether it has waited since this was last asked.
@@ -132,16 +184,18 @@ impl Visitor<'_> {
 
     /// Waits for the VM's end: for a vCPU that can do no more.
     pub fn wait_for_end(&mut self) {
-        self.wait_while(|phase| phase != Phase::Ended);
+        self.wait_while(|_| true);
     }
 
-    fn wait_while(&mut self, wait: impl Fn(Phase) -> bool) -> Phase {
+    /// Waits as long as `wait` says, but not beyond the end.
+    fn wait_while(&mut self, wait: impl Fn(&State) -> bool) -> Phase {
         let mut state = self.gate.lock();
-        if wait(state.phase) || state.phase == Phase::Ended {
+        if wait(&state) || state.phase == Phase::Ended {
             self.say(&mut state, false);
         }
-        while wait(state.phase) {
+        while wait(&state) && state.phase != Phase::Ended {
             self.waited = true;
+            self.parked |= state.parked.contains(&self.vcpu);
             state = self
                 .gate
                 .changed
@@ -197,10 +251,10 @@ mod tests {
         let gate = Arc::new(Gate::new());
         let rounds = Arc::new(AtomicU64::new(0));
         let threads: Vec<_> = (0..3)
-            .map(|_| {
+            .map(|vcpu| {
                 let (gate, rounds) = (gate.clone(), rounds.clone());
                 thread::spawn(move || {
-                    let mut visitor = gate.register();
+                    let mut visitor = gate.register(vcpu);
                     while visitor.pass() == Phase::Running {
                         rounds.fetch_add(1, Ordering::SeqCst);
                     }
@@ -231,7 +285,7 @@ mod tests {
         let gate = Arc::new(Gate::new());
         let inner = gate.clone();
         let thread = thread::spawn(move || {
-            let mut visitor = inner.register();
+            let mut visitor = inner.register(0);
             while visitor.pass() == Phase::Running {
                 // SAFETY: pause only waits for a signal, as KVM_RUN does.
                 unsafe { libc::pause() };
@@ -240,5 +294,47 @@ mod tests {
         gate.set(Phase::Running);
         gate.set(Phase::Ended);
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_parked_vcpu_waits_alone_until_it_is_wanted_or_all_is_over() {
+        let gate = Arc::new(Gate::new());
+        let rounds: [Arc<AtomicU64>; 2] = Default::default();
+        let mut threads = Vec::new();
+        for (vcpu, rounds) in (0..).zip(rounds.clone()) {
+            let gate = gate.clone();
+            threads.push(thread::spawn(move || {
+                let mut visitor = gate.register(vcpu);
+                let mut parked = 0;
+                while visitor.pass() == Phase::Running {
+                    parked += u32::from(visitor.was_parked());
+                    rounds.fetch_add(1, Ordering::SeqCst);
+                }
+                parked
+            }));
+        }
+        let moves = |vcpu: usize| {
+            let before = rounds[vcpu].load(Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(20));
+            rounds[vcpu].load(Ordering::SeqCst) != before
+        };
+        gate.set(Phase::Running);
+        while rounds
+            .iter()
+            .any(|rounds| rounds.load(Ordering::SeqCst) == 0)
+        {
+            thread::yield_now();
+        }
+        gate.park(1);
+        assert!(!moves(1) && moves(0));
+        gate.set(Phase::Paused);
+        gate.set(Phase::Running);
+        assert!(!moves(1) && moves(0));
+        gate.unpark(1);
+        while !moves(1) {}
+        gate.park(1);
+        gate.set(Phase::Ended);
+        let parked: Vec<_> = threads.into_iter().map(|it| it.join().unwrap()).collect();
+        assert_eq!(parked, [0, 1], "the second time it ended at the gate");
     }
 }

@@ -60,8 +60,11 @@ impl Vcpu {
         let thread = thread::Builder::new()
             .name(format!("vcpu{id}"))
             .spawn(move || {
-                let mut visitor = gate.register();
+                let mut visitor = gate.register(id);
                 while visitor.pass() == Phase::Running {
+                    if visitor.was_parked() {
+                        await_start_up(&fd);
+                    }
                     if visitor.has_waited() {
                         excuse(&fd);
                     }
@@ -93,6 +96,16 @@ impl Vcpu {
 fn excuse(fd: &VcpuFd) {
     // It fails when the guest has no kvmclock, as before its first instruction: there is nobody to tell, then.
     let _ = fd.kvmclock_ctrl();
+}
+
+/// Has a vCPU that the guest had let go of forget what it did, and wait for INIT and SIPI, as one that was just made.
+fn await_start_up(fd: &VcpuFd) {
+    let state = kvm_bindings::kvm_mp_state {
+        mp_state: kvm_bindings::KVM_MP_STATE_UNINITIALIZED,
+    };
+    if let Err(error) = fd.set_mp_state(state) {
+        log::warn!("a vCPU that comes again goes on where it was: {error}");
+    }
 }
 
 /// Enters the guest once, and serves what made it exit.

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Error;
-use crate::control::{EndOfLife, Refusal, Reply};
+use crate::control::{Done, EndOfLife, Refusal};
 use crate::devices::pci_hotplug::PciHotplug;
 use crate::devices::virtio::transport::pci::VirtioPci;
 use crate::devices::virtio::{self, GuestMemory};
@@ -33,7 +34,7 @@ pub(super) struct Bays {
     /// The last place for a device that comes.
     last: DeviceNumber,
     /// Who waits for which device to be gone.
-    leaving: BTreeMap<DeviceNumber, Vec<Reply<Result<(), Refusal>>>>,
+    leaving: BTreeMap<DeviceNumber, Vec<oneshot::Sender<()>>>,
 }
 
 /// A device that the guest has let go of.
@@ -93,17 +94,21 @@ impl Bays {
         Ok(Box::new(VirtioPci::new(device, ram, msi, ioevents)?))
     }
 
-    /// Asks the guest to let go of a device; `reply` is given when it has.
-    pub fn ask_for(&mut self, number: DeviceNumber, reply: Reply<Result<(), Refusal>>) {
+    /// Asks the guest to let go of a device.
+    ///
+    /// # Errors
+    /// [`Refusal::NoDevice`] when none is there.
+    pub fn ask_for(&mut self, number: DeviceNumber) -> Result<Done, Refusal> {
         if number == DeviceNumber::HOST_BRIDGE || !self.bus.has(number) {
-            let _ = reply.send(Err(Refusal::NoDevice(number)));
-            return;
+            return Err(Refusal::NoDevice(number));
         }
         let waiting = self.leaving.entry(number).or_default();
         // Those that have given up wait no more.
-        waiting.retain(|reply| !reply.is_closed());
-        waiting.push(reply);
+        waiting.retain(|tell| !tell.is_closed());
+        let (tell, done) = oneshot::channel();
+        waiting.push(tell);
         self.hotplug.ask_for(number);
+        Ok(done)
     }
 
     /// The guest has let go of a device, whether it was asked to or not: the device ends.
@@ -114,8 +119,9 @@ impl Bays {
         } = ejected;
         function.stop();
         drop(function);
-        for reply in self.leaving.remove(&number).into_iter().flatten() {
-            let _ = reply.send(Ok(()));
+        for tell in self.leaving.remove(&number).into_iter().flatten() {
+            // One that has gone does not hear it.
+            let _ = tell.send(());
         }
     }
 }

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::thread;
 
 use kvm_ioctls::{Kvm, VmFd};
-use vm_memory::{Address, GuestMemoryBackend};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bays::{Bays, Wiring};
+use super::processors::{Changes, Maker, Processors};
 use super::{Error, Front, Machine, Vm};
 use crate::arch::x86_64::regs::Entry;
-use crate::arch::x86_64::{acpi, cpuid, layout, regs};
+use crate::arch::x86_64::{acpi, cpuid, layout};
 use crate::boot;
 use crate::bus::Bus;
 use crate::config::{
@@ -19,6 +20,7 @@ use crate::config::{
 };
 use crate::control::EndOfLife;
 use crate::devices::console::Console;
+use crate::devices::cpu_hotplug::{self, CpuHotplug};
 use crate::devices::pci_hotplug::REGISTERS_SIZE;
 use crate::devices::power::{I8042, Power};
 use crate::devices::pvpanic::PvPanic;
@@ -27,24 +29,26 @@ use crate::devices::virtio::blk::{self, Blk};
 use crate::devices::virtio::net::{self, Net, Vhost};
 use crate::devices::virtio::{self, GuestMemory, fs::Fs, rng::Rng, vsock::Vsock};
 use crate::irq::Routes;
-use crate::memory::{self, Sharing};
+use crate::memory::pluggable::{self, Blocks};
+use crate::memory::{self, Region, Sharing};
 use crate::pci::DeviceNumber;
 use crate::socket::Unlink;
-use crate::vcpu::{Buses, Gate, Vcpu};
+use crate::vcpu::{Buses, Gate};
 
 impl Vm {
     /// Builds a machine for the guest's next life. Nothing of the guest runs yet.
     pub(super) fn build(&mut self, end: EndOfLife) -> Result<Machine, Error> {
         let config = &self.config;
         let kvm = open_kvm()?;
+        let pluggable = plug_nothing(config, &mut self.pluggable)?;
         // A kernel that cannot be loaded ends it here, before anybody is connected to: it must not cost a backend its only client.
-        let (vm, Loaded { ram, entry }) = both(|| create_vm(&kvm), || load(config))?;
+        let (vm, Loaded { ram, entry }) = both(|| create_vm(&kvm), || load(config, pluggable))?;
         memory::register(&vm, &ram)?;
         let routes = interrupt_controllers(&vm)?;
 
         let front = match &mut self.front {
             Some(front) => front,
-            none => none.insert(Front::open(config, &mut self.paths)?),
+            none => none.insert(Front::open(config, pluggable, &mut self.paths)?),
         };
         let (power_button, hotplug) = (eventfd()?, eventfd()?);
         wire(&vm, front.console.irq(), layout::SERIAL_GSI)?;
@@ -59,15 +63,25 @@ impl Vm {
         for device in std::mem::take(&mut front.devices) {
             bays.fill(device)?;
         }
-        let buses = buses(&bays, &front.console, &end)?;
+        let cpu_hotplug = cpu_hotplug(&vm, config, &end)?;
+        let buses = buses(&bays, &front.console, cpu_hotplug.clone(), &end)?;
 
         let gate = Arc::new(Gate::new());
-        let vcpus = spawn_vcpus(&kvm, &vm, config.vcpus.get(), entry, |id, fd| {
-            Vcpu::spawn(id, fd, buses.clone(), gate.clone(), end.clone())
-        })?;
+        let maker = Maker {
+            supported: cpuid::supported(&kvm)
+                .map_err(|e| Error::KvmRefused("tell what CPUID it supports", e))?,
+            vm,
+            most: config.vcpus.limit(),
+            entry,
+            buses,
+            gate: gate.clone(),
+            end,
+        };
+        let vcpus = maker.make(0..config.vcpus.boot.get())?;
+        let changes = cpu_hotplug.map(|registers| Changes::new(registers, maker));
         Ok(Machine {
+            processors: Processors::new(vcpus, gate.clone(), changes),
             gate,
-            vcpus,
             bays,
             power_button,
         })
@@ -80,20 +94,50 @@ struct Loaded {
     entry: Entry,
 }
 
-fn load(config: &VmConfig) -> Result<Loaded, Error> {
+/// The memory that may come and go, of which the next machine has nothing yet. It stays when the guest resets itself: the device that it
+/// comes by does.
+fn plug_nothing<'r>(
+    config: &VmConfig,
+    place: &'r mut Option<Arc<Region>>,
+) -> Result<Option<&'r Arc<Region>>, Error> {
+    let len = config.memory.pluggable();
+    if len == 0 {
+        return Ok(None);
+    }
+    let region = match place {
+        Some(region) => region,
+        none => none.insert(Arc::new(pluggable::region(
+            layout::pluggable_start(config.memory.size.bytes()),
+            len,
+        )?)),
+    };
+    if let Some(Err(error)) = region.blocks().map(Blocks::unplug_all) {
+        return Err(Error::System("take back the last guest's memory", error));
+    }
+    Ok(Some(region))
+}
+
+fn load(config: &VmConfig, pluggable: Option<&Arc<Region>>) -> Result<Loaded, Error> {
     let sharing = if config.fs.is_empty() {
         Sharing::Private
     } else {
         Sharing::Shared
     };
-    let ram = memory::map(config.memory, sharing)?;
+    let ram = memory::map(config.memory.size, sharing)?;
+    let end = pluggable.map_or(ram.last_addr(), |region| region.last_addr());
     let machine = acpi::Machine {
-        vcpus: config.vcpus.get(),
-        pci_window64: pci_window64(&ram),
+        vcpus: config.vcpus.boot.get(),
+        most_vcpus: config.vcpus.most.map(VcpuCount::get),
+        pci_window64: pci_window64(end),
         last_slot: last_slot(config),
     };
     let rsdp = acpi::write(&ram, machine)?;
     let entry = boot::load(&ram, &config.kernel, rsdp)?;
+    // What is not RAM when the guest boots comes last: nobody takes it for RAM.
+    let ram = match pluggable {
+        Some(region) => Arc::new(memory::with(&ram, region)?),
+        None => ram,
+    };
     Ok(Loaded { ram, entry })
 }
 
@@ -155,19 +199,21 @@ fn last_slot(config: &VmConfig) -> DeviceNumber {
         true,
         config.vsock.is_some(),
         config.balloon != BalloonConfig::Off,
+        config.memory.pluggable() > 0,
     ];
     let single = single.into_iter().filter(|there| *there).count();
     DeviceNumber::up_to(single + config.disks.len() + config.nets.len() + config.fs.len() + ROOM)
 }
 
-/// The devices in the order of their PCI addresses: randomness, disks, network, vsock, shared directories; and behind them, the balloon.
+/// The devices in the order of their PCI addresses: randomness, disks, network, vsock, shared directories; and behind them, the balloon, and
+/// the memory that comes and goes.
 pub(super) fn virtio_devices(
     config: &VmConfig,
     paths: &mut Vec<Unlink>,
 ) -> Result<Vec<Box<dyn virtio::Device>>, Error> {
     let mut devices: Vec<Box<dyn virtio::Device>> = vec![Box::new(Rng::open()?)];
     for disk in &config.disks {
-        devices.push(Box::new(open_disk(disk, config.vcpus)?));
+        devices.push(Box::new(open_disk(disk, config.vcpus.boot)?));
     }
     for net in &config.nets {
         devices.push(Box::new(open_net(net)?));
@@ -227,7 +273,28 @@ fn open_net(net: &NetConfig) -> Result<Net, Error> {
     Ok(Net::open(&tap, mac, vhost)?)
 }
 
-fn buses(bays: &Bays, console: &Arc<Console>, end: &EndOfLife) -> Result<Arc<Buses>, Error> {
+/// The registers by which vCPUs come and go, where they may.
+fn cpu_hotplug(
+    vm: &VmFd,
+    config: &VmConfig,
+    end: &EndOfLife,
+) -> Result<Option<Arc<CpuHotplug>>, Error> {
+    if config.vcpus.most.is_none() {
+        return Ok(None);
+    }
+    let (event, end) = (eventfd()?, end.clone());
+    wire(vm, &event, layout::CPU_HOTPLUG_GSI)?;
+    let on_eject = Box::new(move |id| end.eject_vcpu(id));
+    let registers = CpuHotplug::new(config.vcpus.boot.get(), event, on_eject);
+    Ok(Some(Arc::new(registers)))
+}
+
+fn buses(
+    bays: &Bays,
+    console: &Arc<Console>,
+    cpu_hotplug: Option<Arc<CpuHotplug>>,
+    end: &EndOfLife,
+) -> Result<Arc<Buses>, Error> {
     let pci = bays.bus();
     let mut ports = Bus::new();
     let power = Arc::new(Power::new(end.clone()));
@@ -251,6 +318,13 @@ fn buses(bays: &Bays, console: &Arc<Console>, end: &EndOfLife) -> Result<Arc<Bus
         REGISTERS_SIZE.into(),
         bays.registers(),
     )?;
+    if let Some(registers) = cpu_hotplug {
+        ports.insert(
+            layout::CPU_HOTPLUG_PORT.into(),
+            cpu_hotplug::REGISTERS_SIZE.into(),
+            registers,
+        )?;
+    }
     let mut memory = Bus::new();
     memory.insert(layout::ECAM_START, layout::ECAM_SIZE, pci.ecam())?;
     memory.insert(
@@ -267,39 +341,13 @@ fn wire(vm: &VmFd, event: &EventFd, gsi: u32) -> Result<(), Error> {
         .map_err(|e| Error::KvmRefused("register an irqfd", e))
 }
 
-/// The 64-bit PCI window, behind the end of RAM.
-fn pci_window64(ram: &GuestMemory) -> (u64, u64) {
+/// The 64-bit PCI window, behind the last address of memory.
+fn pci_window64(last: GuestAddress) -> (u64, u64) {
     /// Aligned to, and as long as, what the largest BARs of today ask for.
     const SIZE: u64 = 1 << 36;
-    let ram_end = ram.last_addr().raw_value().max(layout::HOLE_END);
-    let start = ram_end.next_multiple_of(SIZE);
+    let end = last.raw_value().max(layout::HOLE_END);
+    let start = end.next_multiple_of(SIZE);
     (start, start + SIZE - 1)
-}
-
-/// All vCPUs are created before the first is set up: their threads wait at the gate.
-fn spawn_vcpus(
-    kvm: &Kvm,
-    vm: &VmFd,
-    count: u8,
-    entry: Entry,
-    spawn: impl Fn(u8, kvm_ioctls::VcpuFd) -> std::io::Result<Vcpu>,
-) -> Result<Vec<Vcpu>, Error> {
-    let supported =
-        cpuid::supported(kvm).map_err(|e| Error::KvmRefused("tell what CPUID it supports", e))?;
-    let mut fds = Vec::with_capacity(count.into());
-    for id in 0..count {
-        let fd = vm
-            .create_vcpu(id.into())
-            .map_err(|e| Error::KvmRefused("create a vCPU; give the VM fewer with --cpus", e))?;
-        let leaves = cpuid::of_vcpu(&supported, id, count).map_err(Error::Cpuid)?;
-        fd.set_cpuid2(&leaves)
-            .map_err(|e| Error::KvmRefused("set a vCPU's CPUID", e))?;
-        regs::set_up(&fd, entry)?;
-        fds.push((id, fd));
-    }
-    fds.into_iter()
-        .map(|(id, fd)| spawn(id, fd).map_err(|e| Error::System("start a vCPU's thread", e)))
-        .collect()
 }
 
 fn eventfd() -> Result<EventFd, Error> {

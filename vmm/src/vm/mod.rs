@@ -12,6 +12,8 @@ mod build;
 mod error;
 mod keyboard;
 mod outcome;
+mod processors;
+mod resize;
 mod signals;
 #[cfg(test)]
 mod tests;
@@ -27,13 +29,15 @@ use self::bays::Bays;
 pub use self::bays::Ejected;
 pub use self::error::Error;
 pub use self::outcome::Outcome;
+use self::processors::Processors;
 use crate::config::{ConsoleConfig, DeviceConfig, VmConfig};
 use crate::control::news::{Happening, News};
 use crate::control::service::Server;
 use crate::control::{EndOfLife, Life, Message, Refusal, Request, Status};
 use crate::devices::virtio::balloon::{self, Balloon};
+use crate::devices::virtio::mem::{self, Mem};
 use crate::devices::{console, virtio};
-use crate::memory::own_code;
+use crate::memory::{Region, own_code};
 use crate::pci::{self, DeviceNumber};
 use crate::socket::{self, Unlink};
 use crate::state::StateDirectory;
@@ -57,6 +61,7 @@ pub fn run(
         news: News::default(),
         ready: Some(Box::new(ready)),
         life: 0,
+        pluggable: None,
         front: None,
         paths: Vec::new(),
     };
@@ -90,6 +95,8 @@ struct Vm {
     ready: Option<Ready>,
     /// Which life of the guest is the next.
     life: Life,
+    /// The memory that comes and goes, if any may.
+    pluggable: Option<Arc<Region>>,
     /// Opened in the first life, when its kernel has been loaded: one that cannot be leaves nothing behind.
     front: Option<Front>,
     /// What is removed at the end.
@@ -102,6 +109,8 @@ struct Front {
     devices: Vec<Box<dyn virtio::Device>>,
     /// How large the balloon is to be, if there is one.
     balloon: Option<balloon::Target>,
+    /// How much memory the guest is to have beside that which it boots with, if that may change.
+    memory: Option<mem::Target>,
     console: Arc<console::Console>,
     console_writer: console::Writer,
     clients: Clients,
@@ -122,7 +131,7 @@ enum Clients {
 /// What a guest boots in. Its vCPUs stand before their first instruction.
 struct Machine {
     gate: Arc<Gate>,
-    vcpus: Vec<Vcpu>,
+    processors: Processors,
     bays: Bays,
     power_button: EventFd,
 }
@@ -155,7 +164,12 @@ impl Vm {
     }
 
     /// The one place that changes a running VM.
-    fn control(&self, machine: &mut Machine, life: Life, messages: &Receiver<Message>) -> Outcome {
+    fn control(
+        &mut self,
+        machine: &mut Machine,
+        life: Life,
+        messages: &Receiver<Message>,
+    ) -> Outcome {
         let mut has_settled = false;
         loop {
             let patience = if has_settled { Duration::MAX } else { SETTLING };
@@ -166,8 +180,9 @@ impl Vm {
                     machine.bays.ejected(device);
                     self.news.tell(Happening::DeviceRemoved(number));
                 }
+                Ok(Message::VcpuEjected(of, id)) if of == life => machine.processors.ejected(id),
                 // The last words of an earlier life.
-                Ok(Message::GuestEnded(..) | Message::Ejected(..)) => {}
+                Ok(Message::GuestEnded(..) | Message::Ejected(..) | Message::VcpuEjected(..)) => {}
                 Ok(Message::Kill) => return Outcome::Killed,
                 Ok(Message::Request(request)) => {
                     if let Some(outcome) = self.serve(machine, request) {
@@ -189,7 +204,7 @@ impl Vm {
     }
 
     /// Does what a client asks. A client that has gone does not hear the answer, and nothing else follows from that.
-    fn serve(&self, machine: &mut Machine, request: Request) -> Option<Outcome> {
+    fn serve(&mut self, machine: &mut Machine, request: Request) -> Option<Outcome> {
         match request {
             Request::Describe(reply) => {
                 let _ = reply.send(self.status(machine));
@@ -217,7 +232,15 @@ impl Vm {
             Request::RemoveDevice(_, reply) if machine.gate.phase() == Phase::Paused => {
                 let _ = reply.send(Err(Refusal::Paused("a device that is to go")));
             }
-            Request::RemoveDevice(number, reply) => machine.bays.ask_for(number, reply),
+            Request::RemoveDevice(number, reply) => {
+                let _ = reply.send(machine.bays.ask_for(number));
+            }
+            Request::Resize(_, reply) if machine.gate.phase() == Phase::Paused => {
+                let _ = reply.send(Err(Refusal::Paused("another size")));
+            }
+            Request::Resize(resize, reply) => {
+                let _ = reply.send(self.resize(machine, resize));
+            }
             Request::SetBalloon(bytes, reply) => {
                 let _ = reply.send(self.set_balloon(bytes));
             }
@@ -236,7 +259,7 @@ impl Vm {
     fn set_balloon(&self, bytes: u64) -> Result<(), Refusal> {
         let balloon = self.front.as_ref().and_then(|front| front.balloon.as_ref());
         let balloon = balloon.ok_or(Refusal::NoBalloon)?;
-        let memory = self.config.memory.bytes();
+        let memory = self.config.memory.size.bytes();
         if bytes >= memory {
             return Err(Refusal::BalloonSize {
                 memory_mib: memory >> 20,
@@ -251,7 +274,7 @@ impl Vm {
         machine: &Machine,
         config: &DeviceConfig,
     ) -> Result<DeviceNumber, Refusal> {
-        let device = build::open_device(config, self.config.vcpus);
+        let device = build::open_device(config, self.config.vcpus.boot);
         match device.and_then(|device| machine.bays.plug(device)) {
             Ok(number) => {
                 self.news.tell(Happening::DeviceAdded(number));
@@ -273,13 +296,20 @@ impl Vm {
     }
 
     fn status(&self, machine: &Machine) -> Status {
+        let vcpus = machine.processors.made().iter();
+        let boot = self.config.memory.size.bytes();
+        let memory = self.front.as_ref().and_then(|front| front.memory.as_ref());
+        let with = |more: fn(&mem::Target) -> u64| boot.saturating_add(memory.map_or(0, more));
         Status {
             name: self.config.name.as_str().into(),
             paused: machine.gate.phase() == Phase::Paused,
-            vcpus: self.config.vcpus.get(),
-            memory: self.config.memory.bytes(),
+            vcpus: machine.processors.count(),
+            most_vcpus: self.config.vcpus.limit().get(),
+            memory: with(mem::Target::plugged),
+            wanted_memory: with(mem::Target::requested),
+            most_memory: with(mem::Target::most),
             devices: machine.bays.bus().describe(),
-            exits: exits::sum(machine.vcpus.iter().map(Vcpu::exits)).collect(),
+            exits: exits::sum(vcpus.map(Vcpu::exits)).collect(),
         }
     }
 
@@ -298,11 +328,18 @@ impl Vm {
 
 impl Front {
     /// Opens what the VM has on the host. Nobody is served yet.
-    fn open(config: &VmConfig, paths: &mut Vec<Unlink>) -> Result<Self, Error> {
+    fn open(
+        config: &VmConfig,
+        pluggable: Option<&Arc<Region>>,
+        paths: &mut Vec<Unlink>,
+    ) -> Result<Self, Error> {
         let mut devices = build::virtio_devices(config, paths)?;
         let balloon = build::balloon(config);
         let balloon_target = balloon.as_ref().map(Balloon::target);
         devices.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn virtio::Device>));
+        let memory = pluggable.and_then(|region| Mem::new(region.clone(), 0));
+        let memory_target = memory.as_ref().map(Mem::target);
+        devices.extend(memory.map(|memory| Box::new(memory) as Box<dyn virtio::Device>));
         let (console, console_writer) = console::Console::open(&config.console)?;
         let (path, listener) = match &config.api_socket {
             Some(path) => (path.clone(), socket::listen_anew(path)),
@@ -319,6 +356,7 @@ impl Front {
         Ok(Front {
             devices,
             balloon: balloon_target,
+            memory: memory_target,
             console,
             console_writer,
             clients: Clients::Waiting(listener),
@@ -368,9 +406,7 @@ impl Machine {
     /// vCPUs first, then the devices, which are given back idle.
     fn end(self) -> Vec<Box<dyn virtio::Device>> {
         self.gate.set(Phase::Ended);
-        for vcpu in self.vcpus {
-            vcpu.join();
-        }
+        self.processors.join();
         self.bays.bus().stop();
         self.bays.bus().release()
     }

@@ -11,7 +11,8 @@
 //! 0xfee0_0000    local APICs
 //! 0xfffb_d000    TSS that KVM asks for (three pages)
 //! 0x1_0000_0000  the rest of RAM
-//! end of RAM   64-bit PCI window
+//! end of RAM   memory that comes and goes, from the next multiple of 2 GiB on
+//! end of memory  64-bit PCI window
 //! ```
 
 use vm_memory::GuestAddress;
@@ -62,6 +63,13 @@ pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// Three pages for KVM, which needs them on some processors.
 pub const KVM_TSS: usize = 0xfffb_d000;
 
+/// Where memory that comes and goes begins, for a guest that boots with `ram` bytes: where Linux' largest memory block could.
+pub fn pluggable_start(ram: u64) -> GuestAddress {
+    const ALIGNMENT: u64 = 2 << 30;
+    let high = ram.saturating_sub(HOLE_START);
+    GuestAddress(HOLE_END.saturating_add(high).next_multiple_of(ALIGNMENT))
+}
+
 /// COM1.
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// COM1's interrupt.
@@ -80,6 +88,10 @@ pub const POWER_GSI: u32 = 5;
 pub const PCI_HOTPLUG_PORT: u16 = 0x640;
 /// The interrupt that says that devices have come or are to go.
 pub const PCI_HOTPLUG_GSI: u32 = 6;
+/// The registers of `devices::cpu_hotplug`.
+pub const CPU_HOTPLUG_PORT: u16 = 0x680;
+/// The interrupt that says that vCPUs have come or are to go.
+pub const CPU_HOTPLUG_GSI: u32 = 7;
 /// pvpanic's byte, where QEMU has it.
 pub const PVPANIC_PORT: u16 = 0x505;
 /// PCI configuration space by ports: address and data.

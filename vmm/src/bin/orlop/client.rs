@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use orlop_proto::connect;
 use orlop_proto::vmm::v1::vmm_client::VmmClient;
+use orlop_proto::vmm::v1::{Operation, WaitOperationRequest};
 use orlop_vmm::config::VmName;
 use orlop_vmm::state::StateDirectory;
 use tokio::runtime::Runtime;
@@ -114,6 +115,33 @@ pub async fn answer<T>(
     }
 }
 
+/// Waits until an operation is done. The VM itself says when it has waited long enough.
+///
+/// # Errors
+/// When it is not done in time, or will not be any more.
+pub async fn done(
+    target: &Target,
+    client: &mut VmmClient<Channel>,
+    operation: Operation,
+) -> anyhow::Result<()> {
+    let request = WaitOperationRequest { id: operation.id };
+    match client.wait_operation(request).await {
+        Ok(_) => Ok(()),
+        Err(status) => Err(said(target, &status)),
+    }
+}
+
+/// A time limit as the API has it, where 0 would stand for the default.
+///
+/// # Errors
+/// When it is longer than can be said.
+pub fn milliseconds(limit: humantime::Duration) -> anyhow::Result<u32> {
+    let ms = u32::try_from(limit.as_millis());
+    Ok(ms
+        .with_context(|| format!("--timeout {limit} is too long"))?
+        .max(1))
+}
+
 /// A refusal as a line for people.
 pub fn said(target: &Target, status: &Status) -> anyhow::Error {
     match status.code() {
@@ -121,6 +149,7 @@ pub fn said(target: &Target, status: &Status) -> anyhow::Error {
         | Code::InvalidArgument
         | Code::NotFound
         | Code::ResourceExhausted
+        | Code::Aborted
         | Code::DeadlineExceeded => anyhow!("VM {target}: {}", status.message()),
         // The connection broke off: only the VM's end does that.
         _ if is_end(status) => Ended(target.clone()).into(),

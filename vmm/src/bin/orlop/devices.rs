@@ -11,7 +11,7 @@ use orlop_proto::vmm::v1::{
 use orlop_vmm::config::{DiskConfig, MacAddress, NetConfig, TapConfig, VhostConfig, mebibytes};
 use orlop_vmm::pci::DeviceNumber;
 
-use crate::client::{self, Target, answer, said};
+use crate::client::{self, Target, answer, done, milliseconds};
 use crate::output;
 
 /// What `orlop add-disk --help` ends with.
@@ -169,18 +169,14 @@ pub fn add_net(arguments: &AddNet) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// When the VM does not run, has no such device, or its guest keeps it.
 pub fn remove(arguments: &Remove) -> anyhow::Result<ExitCode> {
-    let timeout_ms = u32::try_from(arguments.timeout.as_millis())
-        .with_context(|| format!("--timeout {} is too long", arguments.timeout))?;
     let request = RemoveDeviceRequest {
         address: arguments.address.to_string(),
-        // 0 would stand for the default.
-        timeout_ms: timeout_ms.max(1),
+        timeout_ms: milliseconds(arguments.timeout)?,
     };
     client::runtime()?.block_on(async {
         let mut vm = arguments.vm.connect().await?;
-        match vm.client.remove_device(request).await {
-            Ok(_) => Ok(ExitCode::SUCCESS),
-            Err(status) => Err(said(&arguments.vm, &status)),
-        }
+        let begun = answer(&arguments.vm, vm.client.remove_device(request)).await?;
+        done(&arguments.vm, &mut vm.client, begun).await?;
+        Ok(ExitCode::SUCCESS)
     })
 }

@@ -53,6 +53,7 @@ impl From<Event> for Line {
                 EventKind::Missed => "missed",
                 EventKind::DeviceAdded => "device-added",
                 EventKind::DeviceRemoved => "device-removed",
+                EventKind::Resized => "resized",
             },
             message: event.message,
         }

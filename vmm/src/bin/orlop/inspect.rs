@@ -37,7 +37,13 @@ pub struct Description {
     pub version: String,
     pub pid: u32,
     pub vcpus: u32,
+    /// How many it can have.
+    pub max_vcpus: u32,
     pub memory_bytes: u64,
+    /// What it is to have.
+    pub wanted_memory_bytes: u64,
+    /// What it can have.
+    pub max_memory_bytes: u64,
     pub socket: PathBuf,
     pub devices: Vec<Device>,
     /// How often its vCPUs have left the guest, by reason.
@@ -64,6 +70,9 @@ impl Description {
             pid: vm.pid,
             vcpus: vm.vcpus,
             memory_bytes: vm.memory_bytes,
+            max_vcpus: vm.max_vcpus,
+            wanted_memory_bytes: vm.wanted_memory_bytes,
+            max_memory_bytes: vm.max_memory_bytes,
             socket,
             devices: vm.devices.into_iter().map(Device::from).collect(),
             exits: vm.exits.into_iter().collect(),
@@ -115,8 +124,8 @@ fn text(vm: &Description) -> String {
     let facts = [
         ["Name:".into(), vm.name.clone()],
         ["State:".into(), vm.state.into()],
-        ["vCPUs:".into(), vm.vcpus.to_string()],
-        ["Memory:".into(), format!("{} MiB", vm.memory_bytes >> 20)],
+        ["vCPUs:".into(), vcpus(vm)],
+        ["Memory:".into(), memory(vm)],
         ["PID:".into(), vm.pid.to_string()],
         ["Socket:".into(), vm.socket.display().to_string()],
         ["Orlop:".into(), vm.version.clone()],
@@ -137,6 +146,26 @@ fn text(vm: &Description) -> String {
         "\n{}",
         output::columns(std::iter::once(head).chain(devices))
     );
+    text
+}
+
+fn vcpus(vm: &Description) -> String {
+    if vm.max_vcpus > vm.vcpus {
+        format!("{} of up to {}", vm.vcpus, vm.max_vcpus)
+    } else {
+        vm.vcpus.to_string()
+    }
+}
+
+fn memory(vm: &Description) -> String {
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    let mut text = mib(vm.memory_bytes);
+    if vm.max_memory_bytes > vm.memory_bytes {
+        text = format!("{text} of up to {}", mib(vm.max_memory_bytes));
+    }
+    if vm.wanted_memory_bytes != vm.memory_bytes {
+        text = format!("{text}, on its way to {}", mib(vm.wanted_memory_bytes));
+    }
     text
 }
 
@@ -166,7 +195,10 @@ mod tests {
             version: "0.1.0".into(),
             state: VmState::Running.into(),
             vcpus: 2,
+            max_vcpus: 4,
             memory_bytes: 512 << 20,
+            wanted_memory_bytes: 1 << 30,
+            max_memory_bytes: 1 << 30,
             pid: 77,
             devices: vec![disk],
             exits: [("io_out".to_owned(), 9)].into(),
@@ -176,8 +208,8 @@ mod tests {
             text(&vm),
             "Name:    web\n\
              State:   running\n\
-             vCPUs:   2\n\
-             Memory:  512 MiB\n\
+             vCPUs:   2 of up to 4\n\
+             Memory:  512 MiB of up to 1024 MiB, on its way to 1024 MiB\n\
              PID:     77\n\
              Socket:  /run/orlop/vm/web.sock\n\
              Orlop:   0.1.0\n\

@@ -10,6 +10,7 @@ mod inspect;
 mod logger;
 mod output;
 mod ps;
+mod resize;
 mod run;
 mod stats;
 mod steer;
@@ -63,6 +64,9 @@ enum What {
     /// Have a VM's guest let go of a device
     #[command(after_help = devices::REMOVE_HELP)]
     RemoveDevice(devices::Remove),
+    /// Give a VM other numbers of processors and bytes while it runs
+    #[command(after_help = resize::AFTER_HELP)]
+    Resize(resize::Arguments),
     /// Have a VM's guest give up memory, or give it back
     #[command(after_help = devices::BALLOON_HELP)]
     Balloon(devices::Balloon),
@@ -98,6 +102,7 @@ fn main() -> ExitCode {
         What::AddDisk(arguments) => devices::add_disk(&arguments),
         What::AddNet(arguments) => devices::add_net(&arguments),
         What::RemoveDevice(arguments) => devices::remove(&arguments),
+        What::Resize(arguments) => resize::run(&arguments),
         What::Balloon(arguments) => devices::balloon(&arguments),
         What::Stats(arguments) => stats::run(&arguments),
         What::Events(arguments) => events::run(&arguments),

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use orlop_vmm::config::{
-    BalloonConfig, ConsoleConfig, DEFAULT_CMDLINE, DiskConfig, FsConfig, KernelConfig, MemorySize,
-    NetConfig, TapConfig, VcpuCount, VmConfig, VmName, VsockConfig,
+    BalloonConfig, ConsoleConfig, CpusConfig, DEFAULT_CMDLINE, DiskConfig, FsConfig, KernelConfig,
+    MOVABLE_MEMORY, MemoryConfig, NetConfig, TapConfig, VmConfig, VmName, VsockConfig,
 };
 use orlop_vmm::vm::{self, Outcome};
 
@@ -42,12 +42,12 @@ pub struct Arguments {
     /// The kernel's whole command line, in place of one that boots quickly with the console on the serial port
     #[arg(long, value_name = "STRING")]
     cmdline: Option<String>,
-    /// Processors
-    #[arg(long, value_name = "N", default_value = "1")]
-    cpus: VcpuCount,
-    /// Memory, as 256M or 4G
-    #[arg(long, value_name = "SIZE", default_value = "256M")]
-    memory: MemorySize,
+    /// Processors; with max, `orlop resize` can change how many they are
+    #[arg(long, value_name = "N[,max=N]", default_value = "1")]
+    cpus: CpusConfig,
+    /// Memory, as 256M or 4G; with max, `orlop resize` can add as much and take it back
+    #[arg(long, value_name = "SIZE[,max=SIZE]", default_value = "256M")]
+    memory: MemoryConfig,
     /// A disk: a raw image of whole sectors of 512 bytes, or a block device; with a serial number of its own if it is to have one
     /// (repeatable)
     #[arg(long = "disk", value_name = "path=FILE[,readonly][,serial=TEXT]")]
@@ -112,10 +112,10 @@ impl Arguments {
         };
         if let BalloonConfig::On(size) = self.balloon {
             anyhow::ensure!(
-                size < self.memory.bytes(),
+                size < self.memory.size.bytes(),
                 "the balloon cannot have {}M of {} of memory: give it less with --balloon size=SIZE",
                 size >> 20,
-                self.memory
+                self.memory.size
             );
         }
         Ok(VmConfig {
@@ -123,7 +123,7 @@ impl Arguments {
             kernel: KernelConfig {
                 kernel: self.kernel,
                 initramfs: self.initramfs,
-                cmdline: self.cmdline.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
+                cmdline: self.cmdline.unwrap_or_else(|| default_cmdline(self.memory)),
             },
             vcpus: self.cpus,
             memory: self.memory,
@@ -137,6 +137,11 @@ impl Arguments {
             balloon: self.balloon,
         })
     }
+}
+
+fn default_cmdline(memory: MemoryConfig) -> String {
+    let grows = memory.pluggable() > 0;
+    DEFAULT_CMDLINE.to_owned() + if grows { MOVABLE_MEMORY } else { "" }
 }
 
 /// Runs a VM to its end.
@@ -206,8 +211,8 @@ mod tests {
     #[test]
     fn a_kernel_is_enough() {
         let config = config(&["--kernel", "vmlinux"]).unwrap();
-        assert_eq!(config.vcpus.get(), 1);
-        assert_eq!(config.memory.bytes(), 256 << 20);
+        assert_eq!(config.vcpus.boot.get(), 1);
+        assert_eq!(config.memory.size.bytes(), 256 << 20);
         assert_eq!(config.console, ConsoleConfig::Stdio);
         assert_eq!(config.balloon, BalloonConfig::On(0));
         assert_eq!(config.kernel.cmdline, DEFAULT_CMDLINE);

@@ -172,7 +172,10 @@ mod tests {
             version: String::new(),
             pid: 1,
             vcpus: 1,
+            max_vcpus: 1,
             memory_bytes: 0,
+            wanted_memory_bytes: 0,
+            max_memory_bytes: 0,
             socket: "s".into(),
             devices: vec![Device {
                 address: "0000:00:01.0".into(),

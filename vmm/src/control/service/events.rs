@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use crate::control::Resize;
 use crate::control::news::{Event, Happening, News};
 
 /// Passes events on until the VM has ended, or the client has gone.
@@ -37,6 +38,13 @@ fn missed(count: u64) -> api::Event {
     }
 }
 
+fn size(Resize { vcpus, memory }: Resize) -> String {
+    let vcpus = vcpus.map(|count| format!("{} vCPUs", count.get()));
+    let memory = memory.map(|bytes| format!("{} MiB of memory", bytes >> 20));
+    let what: Vec<_> = vcpus.into_iter().chain(memory).collect();
+    format!("the VM is to have {}", what.join(" and "))
+}
+
 impl From<Event> for api::Event {
     fn from(event: Event) -> Self {
         let plain = |kind, message: &str| (kind, message.to_owned(), api::Outcome::Unspecified);
@@ -54,6 +62,7 @@ impl From<Event> for api::Event {
                 EventKind::DeviceRemoved,
                 &format!("the guest has let go of the device at {number}"),
             ),
+            Happening::Resized(resize) => plain(EventKind::Resized, &size(resize)),
             Happening::Ended(outcome) => (EventKind::Ended, outcome.to_string(), (&outcome).into()),
         };
         api::Event {

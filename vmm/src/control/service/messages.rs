@@ -17,8 +17,11 @@ impl From<Status> for api::DescribeResponse {
             name: status.name,
             version: env!("CARGO_PKG_VERSION").into(),
             state: state.into(),
-            vcpus: status.vcpus.into(),
+            vcpus: u32::try_from(status.vcpus).unwrap_or(u32::MAX),
+            max_vcpus: status.most_vcpus.into(),
             memory_bytes: status.memory,
+            wanted_memory_bytes: status.wanted_memory,
+            max_memory_bytes: status.most_memory,
             pid: std::process::id(),
             devices: status
                 .devices
@@ -73,10 +76,15 @@ impl From<&Outcome> for api::WaitResponse {
 impl From<Refusal> for tonic::Status {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::Paused(_) | Refusal::NoBalloon | Refusal::Host(_) => {
-                tonic::Status::failed_precondition(refusal.to_string())
-            }
-            Refusal::BalloonSize { .. } => tonic::Status::invalid_argument(refusal.to_string()),
+            Refusal::Paused(_)
+            | Refusal::NoBalloon
+            | Refusal::FixedVcpus
+            | Refusal::FixedMemory
+            | Refusal::Host(_) => tonic::Status::failed_precondition(refusal.to_string()),
+            Refusal::BalloonSize { .. }
+            | Refusal::TooManyVcpus { .. }
+            | Refusal::MemorySize { .. }
+            | Refusal::MemoryBlock { .. } => tonic::Status::invalid_argument(refusal.to_string()),
             Refusal::NoDevice(_) => tonic::Status::not_found(refusal.to_string()),
             Refusal::NoPlace => tonic::Status::resource_exhausted(refusal.to_string()),
         }

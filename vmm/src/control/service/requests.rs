@@ -8,9 +8,10 @@ use orlop_proto::vmm::v1 as api;
 use tonic::Status;
 
 use crate::config::{DeviceConfig, DiskConfig, NetConfig, ParseError, TapConfig, VhostConfig};
+use crate::control::Resize;
 use crate::pci::DeviceNumber;
 
-/// How long a guest may take to let go of a device when a client does not say.
+/// How long a guest may take over something when a client does not say.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn disk(request: api::AddDiskRequest) -> Result<DeviceConfig, Status> {
@@ -41,21 +42,42 @@ pub(super) fn net(request: api::AddNetRequest) -> Result<DeviceConfig, Status> {
     }))
 }
 
-pub(super) fn removal(
-    request: &api::RemoveDeviceRequest,
-) -> Result<(DeviceNumber, Duration), Status> {
-    let number = request.address.parse().map_err(invalid)?;
-    let limit = match request.timeout_ms {
-        0 => PATIENCE,
-        ms => Duration::from_millis(ms.into()),
-    };
-    Ok((number, limit))
+pub(super) fn device(request: &api::RemoveDeviceRequest) -> Result<DeviceNumber, Status> {
+    request.address.parse().map_err(invalid)
 }
 
-pub(super) fn not_yet_gone(number: DeviceNumber, limit: Duration) -> Status {
-    Status::deadline_exceeded(format!(
+/// How long the guest may take.
+pub(super) fn limit(timeout_ms: u32) -> Duration {
+    match timeout_ms {
+        0 => PATIENCE,
+        ms => Duration::from_millis(ms.into()),
+    }
+}
+
+pub(super) fn not_yet_gone(number: DeviceNumber, limit: Duration) -> String {
+    format!(
         "the guest has not let go of the device at {number} within {limit:?}; it may do so later"
-    ))
+    )
+}
+
+pub(super) fn resize(request: &api::ResizeRequest) -> Result<Resize, Status> {
+    let vcpus = match request.vcpus {
+        0 => None,
+        count => Some(count.to_string().parse().map_err(invalid)?),
+    };
+    let memory = Some(request.memory_bytes).filter(|bytes| *bytes > 0);
+    if vcpus.is_none() && memory.is_none() {
+        return Err(Status::invalid_argument(
+            "say how many vCPUs or how much memory the VM is to have",
+        ));
+    }
+    Ok(Resize { vcpus, memory })
+}
+
+pub(super) fn not_yet_resized(limit: Duration) -> String {
+    format!(
+        "the guest does not have the size that it is to have within {limit:?}; it goes on trying, and `orlop inspect` says how far it is"
+    )
 }
 
 fn unless_empty<T: FromStr<Err = ParseError>>(text: &str) -> Result<Option<T>, Status> {

@@ -29,8 +29,8 @@ pub mod worker;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-pub use interrupt::{Fault, Interrupt};
 pub use crate::memory::GuestMemory;
+pub use interrupt::{Fault, Interrupt};
 pub use queue::Queue;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;

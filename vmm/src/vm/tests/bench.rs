@@ -43,12 +43,13 @@ impl Bench {
         let hotplug = machine.bays.registers();
         let held = console.clone();
         let ended = std::thread::spawn(move || {
-            let vm = Vm {
+            let mut vm = Vm {
                 config: config(),
                 controller: controller_of_vm,
                 news,
                 ready: None,
                 life: 1,
+                pluggable: None,
                 front: None,
                 paths: Vec::new(),
             };
@@ -114,9 +115,10 @@ pub(super) fn machine(end: &EndOfLife) -> Machine {
         msi: wires.clone(),
         ioevents: wires,
     };
+    let gate = Arc::new(Gate::new());
     Machine {
-        gate: Arc::new(Gate::new()),
-        vcpus: Vec::new(),
+        processors: Processors::new(Vec::new(), gate.clone(), None),
+        gate,
         bays: Bays::new(wiring, event(), DeviceNumber::up_to(4), end),
         power_button: event(),
     }
@@ -152,6 +154,10 @@ pub(super) enum Verb {
     RemoveDevice,
     /// Which the VM does not have.
     SetBalloon,
+    /// Of a VM whose size is fixed.
+    Resize,
+    /// For one that was never begun.
+    WaitOperation,
 }
 
 pub(super) fn disk(path: &str) -> api::AddDiskRequest {
@@ -165,7 +171,7 @@ pub(super) fn disk(path: &str) -> api::AddDiskRequest {
 pub(super) fn removal(address: &str) -> api::RemoveDeviceRequest {
     api::RemoveDeviceRequest {
         address: address.into(),
-        timeout_ms: 100,
+        timeout_ms: 1000,
     }
 }
 
@@ -190,6 +196,17 @@ pub(super) async fn call(client: &mut VmmClient<Channel>, verb: Verb) -> Result<
             let bytes = 1 << 20;
             let request = api::SetBalloonRequest { bytes };
             client.set_balloon(request).await.map(drop)
+        }
+        Verb::Resize => {
+            let request = api::ResizeRequest {
+                vcpus: 2,
+                ..Default::default()
+            };
+            client.resize(request).await.map(drop)
+        }
+        Verb::WaitOperation => {
+            let request = api::WaitOperationRequest { id: 1 };
+            client.wait_operation(request).await.map(drop)
         }
         Verb::RemoveDevice => client.remove_device(removal("00:1f.0")).await.map(drop),
         Verb::Events => client.events(api::EventsRequest {}).await.map(drop),

@@ -4,7 +4,7 @@ use acpi_tables::aml;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
-use super::{Machine, OEM, OEM_TABLE, REVISION, pci_hotplug};
+use super::{Machine, OEM, OEM_TABLE, REVISION, cpu_hotplug, pci_hotplug};
 use crate::arch::x86_64::layout;
 use crate::devices::power;
 
@@ -19,7 +19,10 @@ pub(super) fn table(machine: Machine) -> Sdt {
     motherboard(&mut code);
     serial(&mut code);
     power_button(&mut code);
-    events(&mut code);
+    if let Some(most) = machine.most_vcpus {
+        cpu_hotplug::processors(most, &mut code);
+    }
+    events(machine, &mut code);
     pvpanic(&mut code);
     let sleep = power::SLEEP_TYPE_OFF;
     aml::Name::new(
@@ -129,15 +132,37 @@ fn power_button(code: &mut dyn AmlSink) {
     .to_aml_bytes(code);
 }
 
-/// The generic event device (ACPI 6.5, 5.6.9), which says what happened: an interrupt for the power button, and one for the PCI bus.
-fn events(code: &mut dyn AmlSink) {
+/// The generic event device (ACPI 6.5, 5.6.9), which says what happened: an interrupt each for the power button, the PCI bus and the
+/// processors.
+fn events(machine: Machine, code: &mut dyn AmlSink) {
     /// Notify value: the button was pressed.
     const PRESSED: u8 = 0x80;
-    let interrupt = |gsi| aml::Interrupt::new(true, true, false, false, gsi);
-    let (power, pci) = (
-        interrupt(layout::POWER_GSI),
-        interrupt(layout::PCI_HOTPLUG_GSI),
-    );
+    let button = aml::Path::new("\\_SB_.PWRB");
+    let pressed = aml::Notify::new(&button, &PRESSED);
+    let pci = aml::MethodCall::new(pci_hotplug::SCAN.into(), vec![]);
+    let processors = aml::MethodCall::new(cpu_hotplug::SCAN.into(), vec![]);
+    let mut sources: Vec<(u32, &dyn Aml)> = vec![
+        (layout::POWER_GSI, &pressed),
+        (layout::PCI_HOTPLUG_GSI, &pci),
+    ];
+    if machine.most_vcpus.is_some() {
+        sources.push((layout::CPU_HOTPLUG_GSI, &processors));
+    }
+    let interrupts: Vec<_> = sources
+        .iter()
+        .map(|(gsi, _)| aml::Interrupt::new(true, true, false, false, *gsi))
+        .collect();
+    let is_from: Vec<_> = sources
+        .iter()
+        .map(|(gsi, _)| aml::Equal::new(&aml::Arg(0), gsi))
+        .collect();
+    let each: Vec<_> = is_from
+        .iter()
+        .zip(&sources)
+        .map(|(is_from, (_, then))| aml::If::new(is_from, vec![*then]))
+        .collect();
+    let interrupts = interrupts.iter().map(|interrupt| interrupt as &dyn Aml);
+    let each = each.iter().map(|each| each as &dyn Aml);
     aml::Device::new(
         "_SB_.GED_".into(),
         vec![
@@ -145,23 +170,9 @@ fn events(code: &mut dyn AmlSink) {
             &aml::Name::new("_UID".into(), &aml::ZERO),
             &aml::Name::new(
                 "_CRS".into(),
-                &aml::ResourceTemplate::new(vec![&power, &pci]),
+                &aml::ResourceTemplate::new(interrupts.collect()),
             ),
-            &aml::Method::new(
-                "_EVT".into(),
-                1,
-                true,
-                vec![
-                    &aml::If::new(
-                        &aml::Equal::new(&aml::Arg(0), &layout::POWER_GSI),
-                        vec![&aml::Notify::new(&aml::Path::new("\\_SB_.PWRB"), &PRESSED)],
-                    ),
-                    &aml::If::new(
-                        &aml::Equal::new(&aml::Arg(0), &layout::PCI_HOTPLUG_GSI),
-                        vec![&aml::MethodCall::new(pci_hotplug::SCAN.into(), vec![])],
-                    ),
-                ],
-            ),
+            &aml::Method::new("_EVT".into(), 1, true, each.collect()),
         ],
     )
     .to_aml_bytes(code);

@@ -2,6 +2,7 @@
 //!
 //! RSDP → XSDT → FADT (power-off, reset) → [`dsdt`] (the devices), MADT (processors, IOAPIC), MCFG (ECAM).
 
+mod cpu_hotplug;
 mod dsdt;
 mod pci_hotplug;
 
@@ -42,6 +43,8 @@ pub enum Error {
 pub struct Machine {
     /// How many vCPUs there are; vCPU n has APIC id n.
     pub vcpus: u8,
+    /// How many there may be, if they come and go.
+    pub most_vcpus: Option<u8>,
     /// The 64-bit PCI window: first and last address.
     pub pci_window64: (u64, u64),
     /// The last of the PCI slots whose devices may come and go.
@@ -134,8 +137,14 @@ fn madt(machine: Machine) -> MADT {
         REVISION,
         LocalInterruptController::Address(layout::LOCAL_APIC),
     );
-    for id in 0..machine.vcpus {
-        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    for id in 0..machine.most_vcpus.unwrap_or(machine.vcpus) {
+        let enabled = if id < machine.vcpus {
+            EnabledStatus::Enabled
+        } else {
+            // Linux takes it for one that may come. There is a bit that says so, which a table of this revision does not have.
+            EnabledStatus::Disabled
+        };
+        madt.add_structure(ProcessorLocalApic::new(id, id, enabled));
     }
     madt.add_structure(IoApic::new(0, layout::IOAPIC, 0));
     madt
@@ -160,7 +169,8 @@ mod tests {
     fn every_table_is_found_from_the_rsdp_and_sums_to_zero() {
         let memory = crate::memory::anonymous(&[(GuestAddress(0), 2 << 20)]).unwrap();
         let machine = Machine {
-            vcpus: 255,
+            vcpus: 1,
+            most_vcpus: Some(255),
             pci_window64: (1 << 33, (1 << 34) - 1),
             last_slot: DeviceNumber::LAST,
         };

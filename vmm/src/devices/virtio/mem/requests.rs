@@ -59,7 +59,25 @@ pub fn serve(memory: &GuestMemory, chain: &Chain, target: &Target) -> Result<u32
 }
 
 fn answer(request: [u8; REQUEST], target: &Target) -> Answer {
-    let [k0, k1, _, _, _, _, _, _, address @ .., c0, c1, _, _, _, _, _, _] = request;
+    let [
+        k0,
+        k1,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        address @ ..,
+        c0,
+        c1,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+    ] = request;
     let count = u64::from(u16::from_le_bytes([c0, c1]));
     let kind = u16::from_le_bytes([k0, k1]);
     let Some(blocks) = target.blocks() else {

@@ -60,13 +60,7 @@ impl Target {
     /// # Errors
     /// [`NotSo`] when that is more than the region has, or part of a block.
     pub fn set(&self, bytes: u64) -> Result<Reached, NotSo> {
-        let (most, block) = (self.most(), self.block());
-        if bytes > most {
-            return Err(NotSo::TooMuch { most });
-        }
-        if bytes % block != 0 {
-            return Err(NotSo::PartOfBlock { block });
-        }
+        self.check(bytes)?;
         let (tell, reached) = oneshot::channel();
         {
             let mut waiting = self.waiting();
@@ -81,6 +75,21 @@ impl Target {
         self.interrupt(|config_changed| config_changed.trigger());
         self.changed();
         Ok(reached)
+    }
+
+    /// Whether the guest can have so many bytes.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub fn check(&self, bytes: u64) -> Result<(), NotSo> {
+        let (most, block) = (self.most(), self.block());
+        if bytes > most {
+            return Err(NotSo::TooMuch { most });
+        }
+        if !bytes.is_multiple_of(block) {
+            return Err(NotSo::PartOfBlock { block });
+        }
+        Ok(())
     }
 
     /// How many bytes the guest is to have.

@@ -112,7 +112,7 @@ fn a_guest_has_what_it_plugs_and_no_more() {
 #[test]
 fn what_a_guest_unplugs_is_the_host_s() {
     let mut machine = Machine::new();
-    let _ = machine.mem.target().set(4 * BLOCK).unwrap();
+    drop(machine.mem.target().set(4 * BLOCK).unwrap());
     assert_eq!(machine.ask(PLUG, START, 4), (ACK, 0));
     let written = GuestAddress(START + BLOCK);
     machine.memory.write_obj(7_u8, written).unwrap();
@@ -138,7 +138,7 @@ fn what_a_guest_unplugs_is_the_host_s() {
 #[test]
 fn the_kernel_finds_what_is_plugged_alone() {
     let mut machine = Machine::new();
-    let _ = machine.mem.target().set(4 * BLOCK).unwrap();
+    drop(machine.mem.target().set(4 * BLOCK).unwrap());
     assert!(!machine.kernel_finds(START));
     assert_eq!(machine.ask(PLUG, START + BLOCK, 1), (ACK, 0));
     assert!(machine.kernel_finds(START + BLOCK));
@@ -169,7 +169,7 @@ fn another_size_ends_the_wait_for_the_one_before() {
 fn the_driver_reads_how_much_it_is_to_have() {
     let mut machine = Machine::new();
     let before = machine.mem.config_generation();
-    let _ = machine.mem.target().set(2 * BLOCK).unwrap();
+    drop(machine.mem.target().set(2 * BLOCK).unwrap());
     assert_ne!(machine.mem.config_generation(), before);
     assert_eq!(machine.ask(PLUG, START, 1), (ACK, 0));
     let space = machine.mem.config().into_owned();
@@ -184,7 +184,7 @@ fn the_driver_reads_how_much_it_is_to_have() {
 #[test]
 fn a_driver_that_resets_the_device_keeps_its_memory() {
     let mut machine = Machine::new();
-    let _ = machine.mem.target().set(BLOCK).unwrap();
+    drop(machine.mem.target().set(BLOCK).unwrap());
     assert_eq!(machine.ask(PLUG, START, 1), (ACK, 0));
     machine.mem.stop();
     assert_eq!(machine.mem.target().plugged(), BLOCK);
@@ -194,7 +194,7 @@ fn a_driver_that_resets_the_device_keeps_its_memory() {
 #[test]
 fn nonsense_is_an_error_and_changes_nothing() {
     let mut machine = Machine::new();
-    let _ = machine.mem.target().set(4 * BLOCK).unwrap();
+    drop(machine.mem.target().set(4 * BLOCK).unwrap());
     assert_eq!(machine.ask(PLUG, START, 2), (ACK, 0));
     for (kind, address, count) in [
         (PLUG, START, 1),
@@ -239,7 +239,7 @@ fn a_request_that_is_too_short_ends_the_device() {
 #[test]
 fn an_answer_into_memory_that_its_own_request_takes_away_harms_nobody() {
     let mut machine = Machine::new();
-    let _ = machine.mem.target().set(4 * BLOCK).unwrap();
+    drop(machine.mem.target().set(4 * BLOCK).unwrap());
     assert!(wait(&machine.transport.config, PATIENCE), "it was told");
     assert_eq!(machine.ask(PLUG, START, 1), (ACK, 0));
     let mut request = [0; 24];
@@ -260,7 +260,7 @@ fn blocks_are_as_a_model_says_after_any_requests() {
     let mut machine = Machine::new();
     let mut random = Random::new(0x0bad_cafe);
     let mut model = [false; 4];
-    let _ = machine.mem.target().set(3 * BLOCK).unwrap();
+    drop(machine.mem.target().set(3 * BLOCK).unwrap());
     for round in 0..2000 {
         let kind = random.below(4) as u16;
         let (first, count) = (random.below(5), random.below(3));
