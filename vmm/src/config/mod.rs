@@ -29,6 +29,8 @@ pub struct VmConfig {
     pub nets: Vec<NetConfig>,
     /// Where its serial port goes.
     pub console: ConsoleConfig,
+    /// Whether the guest boots at once; otherwise it waits for a client to say so.
+    pub boots: bool,
     /// Whether a guest that resets itself boots again; otherwise that is the VM's end.
     pub reboot: bool,
     /// Where it is controlled; `None` for a socket of its name in the state directory.

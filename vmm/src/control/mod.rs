@@ -77,6 +77,9 @@ pub type Done = oneshot::Receiver<()>;
 /// Why a client does not get what it asks for.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
+    /// There is no guest yet that could hear anything.
+    #[error("the VM has not booted yet; `orlop boot` has it boot")]
+    NotBooted,
     /// A guest that stands still hears nothing.
     #[error("the VM is paused, and its guest cannot hear of {0}; resume it first")]
     Paused(&'static str),
@@ -137,12 +140,14 @@ pub enum Refusal {
 pub enum Request {
     /// How does the VM do?
     Describe(Reply<Status>),
+    /// Have the guest boot, if it has not yet.
+    Boot(Reply<()>),
     /// Stop the vCPUs.
-    Pause(Reply<()>),
+    Pause(Reply<Result<(), Refusal>>),
     /// Let them go on.
-    Resume(Reply<()>),
+    Resume(Reply<Result<(), Refusal>>),
     /// Have the guest boot again.
-    Reset(Reply<()>),
+    Reset(Reply<Result<(), Refusal>>),
     /// Press the power button.
     PowerButton(Reply<Result<(), Refusal>>),
     /// Give the guest another device.
@@ -166,13 +171,24 @@ pub struct Resize {
     pub memory: Option<u64>,
 }
 
+/// Where a VM is between boot and end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// All is there, and the guest has not begun to boot.
+    Created,
+    /// The vCPUs run.
+    Running,
+    /// They stand still.
+    Paused,
+}
+
 /// How a VM does.
 #[derive(Debug)]
 pub struct Status {
     /// Its name.
     pub name: String,
-    /// Whether its vCPUs are paused.
-    pub paused: bool,
+    /// Where it is between boot and end.
+    pub state: State,
     /// How many it has.
     pub vcpus: usize,
     /// How many it can have.

@@ -188,11 +188,16 @@ impl Vmm for Service {
         Ok(Response::new(self.ask(Request::Describe).await?.into()))
     }
 
+    async fn boot(&self, _: Call<api::BootRequest>) -> Result<Response<api::BootResponse>, Status> {
+        self.ask(Request::Boot).await?;
+        Ok(Response::new(api::BootResponse {}))
+    }
+
     async fn pause(
         &self,
         _: Call<api::PauseRequest>,
     ) -> Result<Response<api::PauseResponse>, Status> {
-        self.ask(Request::Pause).await?;
+        self.ask(Request::Pause).await??;
         Ok(Response::new(api::PauseResponse {}))
     }
 
@@ -200,7 +205,7 @@ impl Vmm for Service {
         &self,
         _: Call<api::ResumeRequest>,
     ) -> Result<Response<api::ResumeResponse>, Status> {
-        self.ask(Request::Resume).await?;
+        self.ask(Request::Resume).await??;
         Ok(Response::new(api::ResumeResponse {}))
     }
 
@@ -208,7 +213,7 @@ impl Vmm for Service {
         &self,
         _: Call<api::ResetRequest>,
     ) -> Result<Response<api::ResetResponse>, Status> {
-        self.ask(Request::Reset).await?;
+        self.ask(Request::Reset).await??;
         Ok(Response::new(api::ResetResponse {}))
     }
 

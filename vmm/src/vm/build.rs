@@ -77,13 +77,14 @@ impl Vm {
             gate: gate.clone(),
             end,
         };
-        let vcpus = maker.make(0..config.vcpus.boot.get())?;
+        let vcpus = maker.boot(config.vcpus.boot)?;
         let changes = cpu_hotplug.map(|registers| Changes::new(registers, maker));
         Ok(Machine {
             processors: Processors::new(vcpus, gate.clone(), changes),
             gate,
             bays,
             power_button,
+            has_booted: false,
         })
     }
 }

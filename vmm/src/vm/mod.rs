@@ -14,6 +14,7 @@ mod keyboard;
 mod outcome;
 mod processors;
 mod resize;
+mod serve;
 mod signals;
 #[cfg(test)]
 mod tests;
@@ -30,19 +31,18 @@ pub use self::bays::Ejected;
 pub use self::error::Error;
 pub use self::outcome::Outcome;
 use self::processors::Processors;
-use crate::config::{ConsoleConfig, DeviceConfig, VmConfig};
+use crate::config::{ConsoleConfig, VmConfig};
 use crate::control::news::{Happening, News};
 use crate::control::service::Server;
-use crate::control::{EndOfLife, Life, Message, Refusal, Request, Status};
+use crate::control::{EndOfLife, Life, Message};
 use crate::devices::virtio::balloon::{self, Balloon};
 use crate::devices::virtio::mem::{self, Mem};
 use crate::devices::{console, virtio};
 use crate::memory::{Region, own_code};
-use crate::pci::{self, DeviceNumber};
 use crate::socket::{self, Unlink};
 use crate::state::StateDirectory;
 use crate::terminal::Raw;
-use crate::vcpu::{Gate, Phase, Vcpu, exits};
+use crate::vcpu::{Gate, Phase};
 
 /// Builds the VM and runs it to its end. `ready` is called when all is there and the guest is about to boot for the first time.
 ///
@@ -134,6 +134,8 @@ struct Machine {
     processors: Processors,
     bays: Bays,
     power_button: EventFd,
+    /// Whether the guest has been let go.
+    has_booted: bool,
 }
 
 impl Vm {
@@ -148,8 +150,9 @@ impl Vm {
         if let Some(ready) = self.ready.take() {
             ready(&self.config).map_err(|e| Error::System("go into the background", e))?;
         }
-        machine.gate.set(Phase::Running);
-        self.news.tell(Happening::Booted);
+        if life > 0 || self.config.boots {
+            self.boot(&mut machine);
+        }
         let outcome = self.control(&mut machine, life, messages);
         log::info!("{}: {outcome}", self.config.name.as_str());
         if outcome == Outcome::Reset {
@@ -161,6 +164,13 @@ impl Vm {
             front.console.reset();
         }
         Ok(outcome)
+    }
+
+    /// Lets the guest go, for the first time in this life.
+    fn boot(&self, machine: &mut Machine) {
+        machine.has_booted = true;
+        machine.gate.set(Phase::Running);
+        self.news.tell(Happening::Booted);
     }
 
     /// The one place that changes a running VM.
@@ -200,116 +210,6 @@ impl Vm {
                     }
                 }
             }
-        }
-    }
-
-    /// Does what a client asks. A client that has gone does not hear the answer, and nothing else follows from that.
-    fn serve(&mut self, machine: &mut Machine, request: Request) -> Option<Outcome> {
-        match request {
-            Request::Describe(reply) => {
-                let _ = reply.send(self.status(machine));
-            }
-            Request::Pause(reply) => {
-                self.shift(machine, Phase::Paused, Happening::Paused);
-                let _ = reply.send(());
-            }
-            Request::Resume(reply) => {
-                self.shift(machine, Phase::Running, Happening::Resumed);
-                let _ = reply.send(());
-            }
-            Request::PowerButton(reply) if machine.gate.phase() == Phase::Paused => {
-                let _ = reply.send(Err(Refusal::Paused("the power button")));
-            }
-            Request::PowerButton(reply) => {
-                // It fails only when the eventfd is full, and then the button is being pressed anyway.
-                let _ = machine.power_button.write(1);
-                self.news.tell(Happening::PowerButton);
-                let _ = reply.send(Ok(()));
-            }
-            Request::AddDevice(config, reply) => {
-                let _ = reply.send(self.add_device(machine, &config));
-            }
-            Request::RemoveDevice(_, reply) if machine.gate.phase() == Phase::Paused => {
-                let _ = reply.send(Err(Refusal::Paused("a device that is to go")));
-            }
-            Request::RemoveDevice(number, reply) => {
-                let _ = reply.send(machine.bays.ask_for(number));
-            }
-            Request::Resize(_, reply) if machine.gate.phase() == Phase::Paused => {
-                let _ = reply.send(Err(Refusal::Paused("another size")));
-            }
-            Request::Resize(resize, reply) => {
-                let _ = reply.send(self.resize(machine, resize));
-            }
-            Request::SetBalloon(bytes, reply) => {
-                let _ = reply.send(self.set_balloon(bytes));
-            }
-            Request::Reset(reply) => {
-                let _ = reply.send(());
-                return Some(Outcome::Reset);
-            }
-            Request::Kill(reply) => {
-                let _ = reply.send(());
-                return Some(Outcome::Killed);
-            }
-        }
-        None
-    }
-
-    fn set_balloon(&self, bytes: u64) -> Result<(), Refusal> {
-        let balloon = self.front.as_ref().and_then(|front| front.balloon.as_ref());
-        let balloon = balloon.ok_or(Refusal::NoBalloon)?;
-        let memory = self.config.memory.size.bytes();
-        if bytes >= memory {
-            return Err(Refusal::BalloonSize {
-                memory_mib: memory >> 20,
-            });
-        }
-        balloon.set(bytes);
-        Ok(())
-    }
-
-    fn add_device(
-        &self,
-        machine: &Machine,
-        config: &DeviceConfig,
-    ) -> Result<DeviceNumber, Refusal> {
-        let device = build::open_device(config, self.config.vcpus.boot);
-        match device.and_then(|device| machine.bays.plug(device)) {
-            Ok(number) => {
-                self.news.tell(Happening::DeviceAdded(number));
-                Ok(number)
-            }
-            Err(Error::Pci(pci::Error::BusFull | pci::Error::WindowFull(_))) => {
-                Err(Refusal::NoPlace)
-            }
-            Err(error) => Err(Refusal::Host(crate::error::line(&error))),
-        }
-    }
-
-    /// Has the vCPUs stand still or go on, if they do not yet.
-    fn shift(&self, machine: &Machine, phase: Phase, what: Happening) {
-        if machine.gate.phase() != phase {
-            machine.gate.set(phase);
-            self.news.tell(what);
-        }
-    }
-
-    fn status(&self, machine: &Machine) -> Status {
-        let vcpus = machine.processors.made().iter();
-        let boot = self.config.memory.size.bytes();
-        let memory = self.front.as_ref().and_then(|front| front.memory.as_ref());
-        let with = |more: fn(&mem::Target) -> u64| boot.saturating_add(memory.map_or(0, more));
-        Status {
-            name: self.config.name.as_str().into(),
-            paused: machine.gate.phase() == Phase::Paused,
-            vcpus: machine.processors.count(),
-            most_vcpus: self.config.vcpus.limit().get(),
-            memory: with(mem::Target::plugged),
-            wanted_memory: with(mem::Target::requested),
-            most_memory: with(mem::Target::most),
-            devices: machine.bays.bus().describe(),
-            exits: exits::sum(vcpus.map(Vcpu::exits)).collect(),
         }
     }
 

@@ -4,10 +4,11 @@
 //! when it is wanted again.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvm_bindings::CpuId;
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 use tokio::sync::oneshot;
 
 use super::Error;
@@ -51,11 +52,25 @@ pub(super) struct Maker {
 }
 
 impl Maker {
-    /// Makes those with these numbers. All are created before the first is set up.
+    /// Makes the first `count`, for a guest that has not begun.
     ///
     /// # Errors
     /// What KVM or the system says.
-    pub fn make(&self, ids: std::ops::Range<u8>) -> Result<Vec<Vcpu>, Error> {
+    pub fn boot(&self, count: VcpuCount) -> Result<Vec<Vcpu>, Error> {
+        self.make(0..count.get(), |_| Ok(()))
+    }
+
+    /// Makes more of them, while others run.
+    fn add(&self, ids: Range<u8>) -> Result<Vec<Vcpu>, Error> {
+        self.make(ids, introduce)
+    }
+
+    /// All are created before the first is set up.
+    fn make(
+        &self,
+        ids: Range<u8>,
+        prepare: impl Fn(&VcpuFd) -> Result<(), Error>,
+    ) -> Result<Vec<Vcpu>, Error> {
         let mut fds = Vec::with_capacity(ids.len());
         for id in ids {
             let fd = self.vm.create_vcpu(id.into()).map_err(|e| {
@@ -66,6 +81,7 @@ impl Maker {
             fd.set_cpuid2(&leaves)
                 .map_err(|e| Error::KvmRefused("set a vCPU's CPUID", e))?;
             regs::set_up(&fd, self.entry)?;
+            prepare(&fd)?;
             fds.push((id, fd));
         }
         let spawn = |(id, fd)| {
@@ -75,6 +91,14 @@ impl Maker {
         };
         fds.into_iter().map(spawn).collect()
     }
+}
+
+/// Has KVM look where the local APIC of a vCPU is. It does not do so when a vCPU is made, and would lose the INIT that is sent to it, unless
+/// some other APIC changes in between.
+fn introduce(fd: &VcpuFd) -> Result<(), Error> {
+    let refused = |e| Error::KvmRefused("set a vCPU's local APIC", e);
+    let state = fd.get_lapic().map_err(refused)?;
+    fd.set_lapic(&state).map_err(refused)
 }
 
 impl Processors {
@@ -121,7 +145,7 @@ impl Processors {
         let (count, most) = (count.get(), changes.maker.most.get());
         let made = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
         if count > made {
-            let more = changes.maker.make(made..count);
+            let more = changes.maker.add(made..count);
             let more = more.map_err(|error| Refusal::Host(crate::error::line(&error)))?;
             self.vcpus.extend(more);
         }

@@ -97,6 +97,7 @@ pub fn state(state: VmState) -> &'static str {
     match state {
         VmState::Running => "running",
         VmState::Paused => "paused",
+        VmState::Created => "created",
         VmState::Unspecified => "unknown",
     }
 }

@@ -44,6 +44,8 @@ enum What {
     /// Use a VM's console
     #[command(after_help = console::AFTER_HELP)]
     Console(console::Arguments),
+    /// Have VMs boot that were made by `orlop run --no-boot`
+    Boot(steer::Arguments),
     /// Stop VMs' processors until they are resumed
     Pause(steer::Arguments),
     /// Let paused VMs go on
@@ -94,6 +96,7 @@ fn main() -> ExitCode {
         What::Ps(arguments) => ps::run(&arguments),
         What::Inspect(arguments) => inspect::run(&arguments),
         What::Console(arguments) => console::run(&arguments),
+        What::Boot(arguments) => steer::say(&arguments, Word::Boot),
         What::Pause(arguments) => steer::say(&arguments, Word::Pause),
         What::Resume(arguments) => steer::say(&arguments, Word::Resume),
         What::Reset(arguments) => steer::say(&arguments, Word::Reset),

@@ -66,6 +66,9 @@ pub struct Arguments {
     /// Print the VM's name when its guest boots, and let it run on in the background
     #[arg(long, short)]
     detach: bool,
+    /// Make the VM, and have its guest wait for `orlop boot`
+    #[arg(long)]
+    no_boot: bool,
     /// End with status 3 when the guest resets itself, rather than boot it again
     #[arg(long)]
     no_reboot: bool,
@@ -130,6 +133,7 @@ impl Arguments {
             disks: self.disks,
             nets: self.nets,
             console,
+            boots: !self.no_boot,
             reboot: !self.no_reboot,
             api_socket: self.api_socket,
             vsock: self.vsock,

@@ -1,11 +1,12 @@
-//! `orlop pause`, `resume`, `reset`, `stop` and `kill`: a word to one VM or to several.
+//! `orlop boot`, `pause`, `resume`, `reset`, `stop` and `kill`: a word to one VM or to several.
 
 use std::process::ExitCode;
 
 use anyhow::ensure;
 use clap::Args;
 use orlop_proto::vmm::v1::{
-    KillRequest, PauseRequest, ResetRequest, ResumeRequest, ShutdownRequest, WaitRequest,
+    BootRequest, KillRequest, PauseRequest, ResetRequest, ResumeRequest, ShutdownRequest,
+    WaitRequest,
 };
 
 use crate::client::{self, Target, Vm, answer, said};
@@ -38,6 +39,8 @@ pub struct StopArguments {
 /// A word to a VM.
 #[derive(Clone, Copy)]
 pub enum Word {
+    /// Boot.
+    Boot,
     /// Stand still.
     Pause,
     /// Go on.
@@ -57,6 +60,7 @@ pub fn say(arguments: &Arguments, word: Word) -> anyhow::Result<ExitCode> {
         let target = &vm.target;
         let client = &mut vm.client;
         match word {
+            Word::Boot => answer(target, client.boot(BootRequest {})).await.map(drop),
             Word::Pause => answer(target, client.pause(PauseRequest {}))
                 .await
                 .map(drop),

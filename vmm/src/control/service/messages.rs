@@ -2,16 +2,16 @@
 
 use orlop_proto::vmm::v1 as api;
 
-use crate::control::{Refusal, Status};
+use crate::control::{Refusal, State, Status};
 use crate::pci::Description;
 use crate::vm::Outcome;
 
 impl From<Status> for api::DescribeResponse {
     fn from(status: Status) -> Self {
-        let state = if status.paused {
-            api::VmState::Paused
-        } else {
-            api::VmState::Running
+        let state = match status.state {
+            State::Created => api::VmState::Created,
+            State::Running => api::VmState::Running,
+            State::Paused => api::VmState::Paused,
         };
         api::DescribeResponse {
             name: status.name,
@@ -76,7 +76,8 @@ impl From<&Outcome> for api::WaitResponse {
 impl From<Refusal> for tonic::Status {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::Paused(_)
+            Refusal::NotBooted
+            | Refusal::Paused(_)
             | Refusal::NoBalloon
             | Refusal::FixedVcpus
             | Refusal::FixedMemory

@@ -13,6 +13,7 @@ use crate::config::{BalloonConfig, KernelConfig};
 use crate::devices::pci_hotplug::PciHotplug;
 use crate::devices::virtio::test_driver::ram;
 use crate::devices::virtio::transport::test_wires::Wires;
+use crate::pci::DeviceNumber;
 use crate::vm::bays::Wiring;
 use crate::vm::*;
 
@@ -31,6 +32,15 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new() -> Self {
+        Bench::with(true)
+    }
+
+    /// One whose guest waits to be booted.
+    pub(super) fn created() -> Self {
+        Bench::with(false)
+    }
+
+    fn with(boots: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (controller, messages) = mpsc::channel();
         let news = News::default();
@@ -53,7 +63,11 @@ impl Bench {
                 front: None,
                 paths: Vec::new(),
             };
-            machine.gate.set(Phase::Running);
+            if boots {
+                // Silently: it is in nobody's interest.
+                machine.has_booted = true;
+                machine.gate.set(Phase::Running);
+            }
             let outcome = vm.control(&mut machine, 0, &messages);
             machine.end();
             vm.news.tell(Happening::Ended(outcome.clone()));
@@ -99,6 +113,7 @@ pub(super) fn config() -> VmConfig {
         disks: Vec::new(),
         nets: Vec::new(),
         console: ConsoleConfig::Null,
+        boots: true,
         reboot: true,
         api_socket: None,
         vsock: None,
@@ -121,6 +136,7 @@ pub(super) fn machine(end: &EndOfLife) -> Machine {
         gate,
         bays: Bays::new(wiring, event(), DeviceNumber::up_to(4), end),
         power_button: event(),
+        has_booted: false,
     }
 }
 
@@ -139,6 +155,7 @@ pub(super) fn run<T>(story: impl Future<Output = T>) -> T {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Verb {
     Describe,
+    Boot,
     Pause,
     Resume,
     PowerButton,
@@ -178,6 +195,7 @@ pub(super) fn removal(address: &str) -> api::RemoveDeviceRequest {
 pub(super) async fn call(client: &mut VmmClient<Channel>, verb: Verb) -> Result<(), tonic::Status> {
     match verb {
         Verb::Describe => client.describe(api::DescribeRequest {}).await.map(drop),
+        Verb::Boot => client.boot(api::BootRequest {}).await.map(drop),
         Verb::Pause => client.pause(api::PauseRequest {}).await.map(drop),
         Verb::Resume => client.resume(api::ResumeRequest {}).await.map(drop),
         Verb::PowerButton => client.shutdown(api::ShutdownRequest {}).await.map(drop),

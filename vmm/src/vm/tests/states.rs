@@ -20,7 +20,7 @@ enum Then {
 #[test]
 fn every_call_in_every_state() {
     use Then::{Ended, Is, Refused};
-    use VmState::{Paused, Running};
+    use VmState::{Created, Paused, Running};
     let table = [
         (Running, Verb::Describe, Is(Running)),
         (Running, Verb::Pause, Is(Paused)),
@@ -54,9 +54,37 @@ fn every_call_in_every_state() {
             Verb::RemoveDevice,
             Refused(Code::FailedPrecondition),
         ),
+        (Running, Verb::Boot, Is(Running)),
+        (Paused, Verb::Boot, Is(Paused)),
+        (Created, Verb::Describe, Is(Created)),
+        (Created, Verb::Boot, Is(Running)),
+        (Created, Verb::Pause, Refused(Code::FailedPrecondition)),
+        (Created, Verb::Resume, Refused(Code::FailedPrecondition)),
+        (
+            Created,
+            Verb::PowerButton,
+            Refused(Code::FailedPrecondition),
+        ),
+        (Created, Verb::Reset, Refused(Code::FailedPrecondition)),
+        (Created, Verb::Kill, Ended(Outcome::Killed)),
+        (Created, Verb::Events, Is(Created)),
+        (Created, Verb::Console, Is(Created)),
+        (Created, Verb::AddDisk, Refused(Code::FailedPrecondition)),
+        (Created, Verb::AddNet, Refused(Code::InvalidArgument)),
+        (
+            Created,
+            Verb::RemoveDevice,
+            Refused(Code::FailedPrecondition),
+        ),
+        (Created, Verb::SetBalloon, Refused(Code::FailedPrecondition)),
+        (Created, Verb::Resize, Refused(Code::FailedPrecondition)),
+        (Created, Verb::WaitOperation, Refused(Code::NotFound)),
     ];
     for (state, verb, then) in table {
-        let bench = Bench::new();
+        let bench = match state {
+            Created => Bench::created(),
+            _ => Bench::new(),
+        };
         let (answer, client) = run(async {
             let mut client = bench.client().await;
             if state == Paused {

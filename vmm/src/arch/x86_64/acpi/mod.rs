@@ -141,8 +141,7 @@ fn madt(machine: Machine) -> MADT {
         let enabled = if id < machine.vcpus {
             EnabledStatus::Enabled
         } else {
-            // Linux takes it for one that may come. There is a bit that says so, which a table of this revision does not have.
-            EnabledStatus::Disabled
+            EnabledStatus::DisabledOnlineCapable
         };
         madt.add_structure(ProcessorLocalApic::new(id, id, enabled));
     }

@@ -1,0 +1,165 @@
+//! What clients ask, done one after the other.
+//!
+//! ```text
+//!              boot              pause
+//!   Created ─────────► Running ◄────────► Paused
+//!                         ▲      resume      │
+//!                         └────── reset ─────┘
+//! ```
+//!
+//! A guest that stands still hears nothing: what it would have to hear is refused then.
+
+use super::{Machine, Outcome, Vm, build};
+use crate::config::DeviceConfig;
+use crate::control::news::Happening;
+use crate::control::{Refusal, Request, State, Status};
+use crate::devices::virtio::mem;
+use crate::pci::{self, DeviceNumber};
+use crate::vcpu::{Phase, Vcpu, exits};
+use crate::vm::Error;
+
+impl Machine {
+    /// Where it is between boot and end.
+    fn state(&self) -> State {
+        match self.gate.phase() {
+            _ if !self.has_booted => State::Created,
+            Phase::Paused => State::Paused,
+            Phase::Running | Phase::Ended => State::Running,
+        }
+    }
+
+    /// Whether its guest runs, or has at least begun to.
+    fn has_begun(&self) -> Result<(), Refusal> {
+        match self.state() {
+            State::Created => Err(Refusal::NotBooted),
+            State::Paused | State::Running => Ok(()),
+        }
+    }
+
+    /// Whether its guest can hear of `what`.
+    fn hears_of(&self, what: &'static str) -> Result<(), Refusal> {
+        match self.state() {
+            State::Created => Err(Refusal::NotBooted),
+            State::Paused => Err(Refusal::Paused(what)),
+            State::Running => Ok(()),
+        }
+    }
+}
+
+impl Vm {
+    /// Does what a client asks. A client that has gone does not hear the answer, and nothing else follows from that.
+    pub(super) fn serve(&mut self, machine: &mut Machine, request: Request) -> Option<Outcome> {
+        match request {
+            Request::Describe(reply) => {
+                let _ = reply.send(self.status(machine));
+            }
+            Request::Boot(reply) => {
+                if !machine.has_booted {
+                    self.boot(machine);
+                }
+                let _ = reply.send(());
+            }
+            Request::Pause(reply) => {
+                let _ = reply.send(self.shift(machine, Phase::Paused, Happening::Paused));
+            }
+            Request::Resume(reply) => {
+                let _ = reply.send(self.shift(machine, Phase::Running, Happening::Resumed));
+            }
+            Request::PowerButton(reply) => {
+                let _ = reply.send(self.press(machine));
+            }
+            Request::AddDevice(config, reply) => {
+                let _ = reply.send(self.add_device(machine, &config));
+            }
+            Request::RemoveDevice(number, reply) => {
+                let hears = machine.hears_of("a device that is to go");
+                let _ = reply.send(hears.and_then(|()| machine.bays.ask_for(number)));
+            }
+            Request::Resize(resize, reply) => {
+                let hears = machine.hears_of("another size");
+                let _ = reply.send(hears.and_then(|()| self.resize(machine, resize)));
+            }
+            Request::SetBalloon(bytes, reply) => {
+                let _ = reply.send(self.set_balloon(bytes));
+            }
+            Request::Reset(reply) => {
+                let begun = machine.has_begun();
+                let resets = begun.is_ok();
+                let _ = reply.send(begun);
+                return resets.then_some(Outcome::Reset);
+            }
+            Request::Kill(reply) => {
+                let _ = reply.send(());
+                return Some(Outcome::Killed);
+            }
+        }
+        None
+    }
+
+    fn press(&self, machine: &Machine) -> Result<(), Refusal> {
+        machine.hears_of("the power button")?;
+        // It fails only when the eventfd is full, and then the button is being pressed anyway.
+        let _ = machine.power_button.write(1);
+        self.news.tell(Happening::PowerButton);
+        Ok(())
+    }
+
+    fn set_balloon(&self, bytes: u64) -> Result<(), Refusal> {
+        let balloon = self.front.as_ref().and_then(|front| front.balloon.as_ref());
+        let balloon = balloon.ok_or(Refusal::NoBalloon)?;
+        let memory = self.config.memory.size.bytes();
+        if bytes >= memory {
+            return Err(Refusal::BalloonSize {
+                memory_mib: memory >> 20,
+            });
+        }
+        balloon.set(bytes);
+        Ok(())
+    }
+
+    fn add_device(
+        &self,
+        machine: &Machine,
+        config: &DeviceConfig,
+    ) -> Result<DeviceNumber, Refusal> {
+        let device = build::open_device(config, self.config.vcpus.boot);
+        match device.and_then(|device| machine.bays.plug(device)) {
+            Ok(number) => {
+                self.news.tell(Happening::DeviceAdded(number));
+                Ok(number)
+            }
+            Err(Error::Pci(pci::Error::BusFull | pci::Error::WindowFull(_))) => {
+                Err(Refusal::NoPlace)
+            }
+            Err(error) => Err(Refusal::Host(crate::error::line(&error))),
+        }
+    }
+
+    /// Has the vCPUs stand still or go on, if they do not yet.
+    fn shift(&self, machine: &Machine, phase: Phase, what: Happening) -> Result<(), Refusal> {
+        machine.has_begun()?;
+        if machine.gate.phase() != phase {
+            machine.gate.set(phase);
+            self.news.tell(what);
+        }
+        Ok(())
+    }
+
+    fn status(&self, machine: &Machine) -> Status {
+        let vcpus = machine.processors.made().iter();
+        let boot = self.config.memory.size.bytes();
+        let memory = self.front.as_ref().and_then(|front| front.memory.as_ref());
+        let with = |more: fn(&mem::Target) -> u64| boot.saturating_add(memory.map_or(0, more));
+        Status {
+            name: self.config.name.as_str().into(),
+            state: machine.state(),
+            vcpus: machine.processors.count(),
+            most_vcpus: self.config.vcpus.limit().get(),
+            memory: with(mem::Target::plugged),
+            wanted_memory: with(mem::Target::requested),
+            most_memory: with(mem::Target::most),
+            devices: machine.bays.bus().describe(),
+            exits: exits::sum(vcpus.map(Vcpu::exits)).collect(),
+        }
+    }
+}
