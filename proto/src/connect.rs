@@ -9,6 +9,8 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use crate::files::{Carrier, Files};
+
 /// Connects to a gRPC server on a unix socket, such as a VMM's control socket.
 ///
 /// # Errors
@@ -21,6 +23,28 @@ pub async fn unix(path: impl Into<PathBuf>) -> Result<Channel, tonic::transport:
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         }))
         .await
+}
+
+/// As [`unix`], with a way to hand over files on the connection.
+///
+/// # Errors
+/// As [`unix`].
+pub async fn unix_with_files(
+    path: impl Into<PathBuf>,
+) -> Result<(Channel, Files), tonic::transport::Error> {
+    let path = path.into();
+    let files = Files::default();
+    let carried = files.clone();
+    let channel = endpoint()
+        .connect_with_connector(service_fn(move |_: Uri| {
+            let (path, files) = (path.clone(), carried.clone());
+            async move {
+                let stream = UnixStream::connect(path).await?;
+                Ok::<_, io::Error>(TokioIo::new(Carrier::new(stream, files)))
+            }
+        }))
+        .await?;
+    Ok((channel, files))
 }
 
 /// Connects to a gRPC server on `port` of the guest whose VMM backs vsock by the unix socket at `socket`.

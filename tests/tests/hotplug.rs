@@ -87,6 +87,7 @@ impl Vm {
                 path: path.to_str().unwrap().into(),
                 readonly: false,
                 serial: "hot".into(),
+                ..Default::default()
             })
             .await
         });

@@ -18,7 +18,7 @@ const LONG: Duration = Duration::from_secs(300);
 
 /// The guest takes what comes, as a system's udev would have it, and says what it has whenever that is something else. What it is asked to
 /// use of its memory it uses once it has as much.
-const SCRIPT: &str = "load virtio_mem; echo online_movable >/sys/devices/system/memory/auto_online_blocks; \
+const SCRIPT: &str = "load virtio_mem; \
     mkdir /dev/data; mount -t tmpfs -o size=1400m data /dev/data; last=; \
     while :; do \
       for cpu in /sys/devices/system/cpu/cpu[1-9]*/online; do \
@@ -44,7 +44,9 @@ impl Vm {
         let guest = Guest::new(kernel, SCRIPT);
         let (console, socket) = (guest.path("console"), guest.path("control"));
         let console = format!("file={}", console.display());
-        let mut line = vec!["--console", &console, "--api-socket"];
+        // As the VMM's own command line has it for a VM whose memory may grow.
+        let cmdline = format!("{} memhp_default_state=online_movable", guest::COMMAND_LINE);
+        let mut line = vec!["--cmdline", &cmdline, "--console", &console, "--api-socket"];
         line.push(socket.to_str().unwrap());
         line.extend(arguments);
         let running = guest.start(&line);

@@ -5,6 +5,7 @@ mod net;
 mod parse;
 mod size;
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 pub use balloon::BalloonConfig;
@@ -82,15 +83,24 @@ pub struct VcpuCount(u8);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemorySize(u64);
 
-/// A disk: `path=F[,readonly][,serial=S]`.
+/// A disk: `path=F|fd=N[,readonly][,serial=S]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
     /// A raw image or a block device.
-    pub path: PathBuf,
+    pub file: DiskFile,
     /// Whether the guest may not write.
     pub readonly: bool,
     /// Its serial number; `None` for one that is made of what identifies the file.
     pub serial: Option<DiskSerial>,
+}
+
+/// What a disk is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskFile {
+    /// The one at this path.
+    Path(PathBuf),
+    /// One that this process has open already.
+    Given(RawFd),
 }
 
 /// A disk's serial number: 1 to 20 printable characters of ASCII (virtio 1.2, 5.2.6).

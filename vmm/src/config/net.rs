@@ -4,7 +4,7 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 
-use super::parse::{Fields, ParseError};
+use super::parse::{Fields, ParseError, descriptor};
 use crate::devices::virtio::net::PAIRS_MAX;
 
 /// A network device: `tap=NAME[,queues=N]` or `fd=N[:N...]`, either with `[,mac=MAC][,vhost=auto|on|off]`.
@@ -46,9 +46,6 @@ pub struct TapName(String);
 /// A station's MAC address: neither a group's nor zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MacAddress([u8; 6]);
-
-/// The descriptors below are standard input, output and error.
-const FIRST_FD: RawFd = 3;
 
 impl FromStr for NetConfig {
     type Err = ParseError;
@@ -126,16 +123,11 @@ impl TapConfig {
 fn descriptors(list: &str) -> Result<Vec<RawFd>, ParseError> {
     let mut fds = Vec::new();
     for text in list.split(':') {
-        let fd = text.parse().ok().filter(|fd| *fd >= FIRST_FD);
-        match fd {
-            Some(fd) if !fds.contains(&fd) => fds.push(fd),
-            Some(fd) => return Err(ParseError::new(format!("descriptor {fd} stands twice"))),
-            None => {
-                return Err(ParseError::new(format!(
-                    "fd={list}: write the numbers of open descriptors from {FIRST_FD} on, as fd=3 or fd=3:4"
-                )));
-            }
+        let fd = descriptor(text)?;
+        if fds.contains(&fd) {
+            return Err(ParseError::new(format!("descriptor {fd} stands twice")));
         }
+        fds.push(fd);
     }
     if fds.len() > PAIRS_MAX.into() {
         return Err(ParseError::new(format!(

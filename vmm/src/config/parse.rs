@@ -1,11 +1,13 @@
 //! Reading the values that a user writes on a command line.
 
 use std::fmt;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::{
-    ConsoleConfig, DiskConfig, DiskSerial, FsConfig, MemorySize, VcpuCount, VmName, VsockConfig,
+    ConsoleConfig, DiskConfig, DiskFile, DiskSerial, FsConfig, MemorySize, VcpuCount, VmName,
+    VsockConfig,
 };
 
 /// What is wrong with a value, and what would be right.
@@ -80,6 +82,19 @@ impl fmt::Display for MemorySize {
     }
 }
 
+/// The descriptors below are standard input, output and error.
+const FIRST_FD: RawFd = 3;
+
+/// The number of a descriptor that this process was started with.
+pub(super) fn descriptor(text: &str) -> Result<RawFd, ParseError> {
+    let fd = text.parse().ok().filter(|fd| *fd >= FIRST_FD);
+    fd.ok_or_else(|| {
+        ParseError(format!(
+            "fd={text}: write the number of an open descriptor, from {FIRST_FD} on"
+        ))
+    })
+}
+
 /// A number of bytes, which are whole MiB: as `512M` or `4G`.
 ///
 /// # Errors
@@ -121,9 +136,13 @@ impl FromStr for DiskConfig {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let mut fields = Fields::of(text, "path=FILE[,readonly][,serial=TEXT]")?;
+        let mut fields = Fields::of(text, "path=FILE|fd=N[,readonly][,serial=TEXT]")?;
+        let file = match fields.take("fd") {
+            Some(number) => DiskFile::Given(descriptor(number)?),
+            None => DiskFile::Path(fields.path("path")?),
+        };
         let disk = DiskConfig {
-            path: fields.path("path")?,
+            file,
             readonly: fields.flag("readonly"),
             serial: fields.take("serial").map(str::parse).transpose()?,
         };
@@ -323,11 +342,13 @@ mod tests {
         assert_eq!(
             disk,
             DiskConfig {
-                path: "/a".into(),
+                file: DiskFile::Path("/a".into()),
                 readonly: true,
                 serial: None,
             }
         );
+        let disk: DiskConfig = "fd=3".parse().unwrap();
+        assert_eq!(disk.file, DiskFile::Given(3));
         for text in [
             "",
             "readonly",
@@ -335,6 +356,11 @@ mod tests {
             "path=/a,ro",
             "path=/a,path=/b",
             "path=/a,readonly=1",
+            "fd=",
+            "fd=2",
+            "fd=-1",
+            "fd=3:4",
+            "fd=3,path=/a",
         ] {
             assert!(text.parse::<DiskConfig>().is_err(), "{text}");
         }

@@ -6,6 +6,7 @@
 pub mod news;
 pub mod service;
 
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::Sender;
 
 use tokio::sync::oneshot;
@@ -150,8 +151,12 @@ pub enum Request {
     Reset(Reply<Result<(), Refusal>>),
     /// Press the power button.
     PowerButton(Reply<Result<(), Refusal>>),
-    /// Give the guest another device.
-    AddDevice(DeviceConfig, Reply<Result<DeviceNumber, Refusal>>),
+    /// Give the guest another device, which may be on files that are handed over, by their numbers.
+    AddDevice(
+        DeviceConfig,
+        Vec<OwnedFd>,
+        Reply<Result<DeviceNumber, Refusal>>,
+    ),
     /// Have the guest let go of a device.
     RemoveDevice(DeviceNumber, Reply<Result<Done, Refusal>>),
     /// Have the guest have other numbers of vCPUs and bytes.

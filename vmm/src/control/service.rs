@@ -9,16 +9,18 @@ mod operations;
 mod requests;
 
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Weak;
 use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use orlop_proto::files::{Carrier, Files};
 use orlop_proto::vmm::v1::vmm_server::{Vmm, VmmServer};
 use orlop_proto::vmm::v1::{self as api};
 use tokio::sync::{oneshot, watch};
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{Request as Call, Response, Status, Streaming};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -130,6 +132,8 @@ fn serve(listener: UnixListener, service: Service) -> Result<(), Error> {
 
 async fn serve_all(listener: UnixListener, service: Service) -> Result<(), Error> {
     let connections = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
+    let connections =
+        connections.map(|stream| Ok::<_, io::Error>(Carrier::new(stream?, Files::default())));
     let mut ended = service.outcome.clone();
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
@@ -169,9 +173,12 @@ impl Service {
         answer.await.map_err(|_| ending())
     }
 
-    async fn add(&self, device: DeviceConfig) -> Result<Response<api::AddDeviceResponse>, Status> {
+    async fn add(
+        &self,
+        (device, files): (DeviceConfig, Vec<OwnedFd>),
+    ) -> Result<Response<api::AddDeviceResponse>, Status> {
         let number = self
-            .ask(|reply| Request::AddDevice(device, reply))
+            .ask(|reply| Request::AddDevice(device, files, reply))
             .await??;
         Ok(Response::new(api::AddDeviceResponse {
             address: number.to_string(),
@@ -229,14 +236,14 @@ impl Vmm for Service {
         &self,
         call: Call<api::AddDiskRequest>,
     ) -> Result<Response<api::AddDeviceResponse>, Status> {
-        self.add(requests::disk(call.into_inner())?).await
+        self.add(requests::disk(call)?).await
     }
 
     async fn add_net(
         &self,
         call: Call<api::AddNetRequest>,
     ) -> Result<Response<api::AddDeviceResponse>, Status> {
-        self.add(requests::net(call.into_inner())?).await
+        self.add(requests::net(call)?).await
     }
 
     async fn remove_device(

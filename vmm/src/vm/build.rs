@@ -15,8 +15,8 @@ use crate::arch::x86_64::{acpi, cpuid, layout};
 use crate::boot;
 use crate::bus::Bus;
 use crate::config::{
-    BalloonConfig, DeviceConfig, DiskConfig, DiskSerial, MacAddress, NetConfig, TapConfig,
-    VcpuCount, VhostConfig, VmConfig,
+    BalloonConfig, DeviceConfig, DiskConfig, DiskFile, DiskSerial, MacAddress, NetConfig,
+    TapConfig, VcpuCount, VhostConfig, VmConfig,
 };
 use crate::control::EndOfLife;
 use crate::devices::console::Console;
@@ -257,7 +257,10 @@ fn open_disk(disk: &DiskConfig, vcpus: VcpuCount) -> Result<Blk, Error> {
         serial: disk.serial.map(DiskSerial::bytes),
         queues: vcpus.get().into(),
     };
-    Ok(Blk::open(&disk.path, options)?)
+    Ok(match &disk.file {
+        DiskFile::Path(path) => Blk::open(path, options)?,
+        DiskFile::Given(fd) => Blk::take(*fd, options)?,
+    })
 }
 
 fn open_net(net: &NetConfig) -> Result<Net, Error> {

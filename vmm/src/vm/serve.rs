@@ -68,8 +68,11 @@ impl Vm {
             Request::PowerButton(reply) => {
                 let _ = reply.send(self.press(machine));
             }
-            Request::AddDevice(config, reply) => {
-                let _ = reply.send(self.add_device(machine, &config));
+            Request::AddDevice(config, files, reply) => {
+                let added = self.add_device(machine, &config);
+                // The device has made them its own, or there is none.
+                drop(files);
+                let _ = reply.send(added);
             }
             Request::RemoveDevice(number, reply) => {
                 let hears = machine.hears_of("a device that is to go");

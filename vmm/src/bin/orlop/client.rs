@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use orlop_proto::connect;
+use orlop_proto::files::Files;
 use orlop_proto::vmm::v1::vmm_client::VmmClient;
 use orlop_proto::vmm::v1::{Operation, WaitOperationRequest};
 use orlop_vmm::config::VmName;
@@ -47,6 +48,8 @@ pub struct Vm {
     pub socket: PathBuf,
     /// Its control interface.
     pub client: VmmClient<Channel>,
+    /// What is handed over with the next call.
+    pub files: Files,
 }
 
 impl Target {
@@ -66,13 +69,14 @@ impl Target {
     pub async fn connect(&self) -> anyhow::Result<Vm> {
         let socket = self.socket()?;
         self.is_served(&socket)?;
-        let channel = connect::unix(&socket)
+        let (channel, files) = connect::unix_with_files(&socket)
             .await
             .with_context(|| format!("cannot speak with VM {self}"))?;
         Ok(Vm {
             target: self.clone(),
             socket,
             client: VmmClient::new(channel),
+            files,
         })
     }
 

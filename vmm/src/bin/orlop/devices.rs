@@ -1,14 +1,20 @@
 //! `orlop add-disk`, `add-net` and `remove-device`: devices that come and go while a VM runs; and `orlop balloon`, memory that does.
 
-use std::path;
+use std::fs::File;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
+use orlop_proto::files;
 use orlop_proto::vmm::v1::{
     AddDiskRequest, AddNetRequest, RemoveDeviceRequest, SetBalloonRequest, Vhost,
 };
-use orlop_vmm::config::{DiskConfig, MacAddress, NetConfig, TapConfig, VhostConfig, mebibytes};
+use orlop_vmm::config::{
+    DiskConfig, DiskFile, MacAddress, NetConfig, TapConfig, VhostConfig, mebibytes,
+};
 use orlop_vmm::pci::DeviceNumber;
 
 use crate::client::{self, Target, answer, done, milliseconds};
@@ -49,7 +55,7 @@ pub struct AddDisk {
     #[arg(value_name = "VM")]
     vm: Target,
     /// The disk, as `orlop run --disk` takes it
-    #[arg(value_name = "path=FILE[,readonly][,serial=TEXT]")]
+    #[arg(value_name = "path=FILE|fd=N[,readonly][,serial=TEXT]")]
     disk: DiskConfig,
 }
 
@@ -59,8 +65,8 @@ pub struct AddNet {
     /// A VM, by name or by the path of its control socket
     #[arg(value_name = "VM")]
     vm: Target,
-    /// The network card, as `orlop run --net` takes it, but for descriptors
-    #[arg(value_name = "tap=NAME[,queues=N][,mac=MAC][,vhost=auto|on|off]")]
+    /// The network card, as `orlop run --net` takes it
+    #[arg(value_name = "tap=NAME[,queues=N]|fd=N[:N...][,mac=MAC][,vhost=auto|on|off]")]
     net: NetConfig,
 }
 
@@ -110,14 +116,14 @@ pub fn balloon(arguments: &Balloon) -> anyhow::Result<ExitCode> {
 /// When the VM does not run, or refuses.
 pub fn add_disk(arguments: &AddDisk) -> anyhow::Result<ExitCode> {
     let DiskConfig {
-        path,
+        file,
         readonly,
         serial,
     } = &arguments.disk;
-    // The VMM has another working directory.
-    let path = path::absolute(path).with_context(|| format!("cannot find {}", path.display()))?;
-    let Some(path) = path.to_str() else {
-        bail!("the path {} is not UTF-8", path.display());
+    // The VM's process need not be allowed to open it.
+    let file = match file {
+        DiskFile::Given(fd) => handed_over(*fd)?,
+        DiskFile::Path(path) => open(path, *readonly)?,
     };
     let serial = serial.map(|serial| {
         let text = serial.bytes();
@@ -126,15 +132,34 @@ pub fn add_disk(arguments: &AddDisk) -> anyhow::Result<ExitCode> {
             .to_owned()
     });
     let request = AddDiskRequest {
-        path: path.into(),
         readonly: *readonly,
         serial: serial.unwrap_or_default(),
+        file: true,
+        ..Default::default()
     };
     client::runtime()?.block_on(async {
         let mut vm = arguments.vm.connect().await?;
+        vm.files.push(file);
         let added = answer(&arguments.vm, vm.client.add_disk(request)).await?;
         Ok(output::print(&format!("{}\n", added.address)).map(|()| ExitCode::SUCCESS)?)
     })
+}
+
+fn open(path: &Path, readonly: bool) -> anyhow::Result<OwnedFd> {
+    let file = File::options()
+        .read(true)
+        .write(!readonly)
+        // A pipe would wait for somebody at its other end.
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path);
+    let how = if readonly { "" } else { " for writing" };
+    let file = file.with_context(|| format!("cannot open the disk {}{how}", path.display()))?;
+    Ok(file.into())
+}
+
+/// A descriptor that this command was started with.
+fn handed_over(fd: RawFd) -> anyhow::Result<OwnedFd> {
+    files::copy(fd).with_context(|| format!("descriptor {fd} is not open"))
 }
 
 /// Gives a VM another network card.
@@ -143,8 +168,12 @@ pub fn add_disk(arguments: &AddDisk) -> anyhow::Result<ExitCode> {
 /// When the VM does not run, or refuses.
 pub fn add_net(arguments: &AddNet) -> anyhow::Result<ExitCode> {
     let NetConfig { tap, mac, vhost } = &arguments.net;
-    let TapConfig::Named(tap, queues) = tap else {
-        bail!("a VM that runs does not have this command's descriptors: give it a tap by its name");
+    let (tap, queues, files) = match tap {
+        TapConfig::Named(tap, queues) => (tap.as_str(), *queues, Vec::new()),
+        TapConfig::Given(fds) => {
+            let fds = fds.iter().map(|fd| handed_over(*fd));
+            ("", 0, fds.collect::<anyhow::Result<_>>()?)
+        }
     };
     let vhost = match vhost {
         VhostConfig::Auto => Vhost::Unspecified,
@@ -152,13 +181,17 @@ pub fn add_net(arguments: &AddNet) -> anyhow::Result<ExitCode> {
         VhostConfig::Off => Vhost::Off,
     };
     let request = AddNetRequest {
-        tap: tap.as_str().into(),
-        queues: (*queues).into(),
+        tap: tap.into(),
+        queues: queues.into(),
+        files: u32::try_from(files.len())?,
         mac: mac.as_ref().map(MacAddress::to_string).unwrap_or_default(),
         vhost: vhost.into(),
     };
     client::runtime()?.block_on(async {
         let mut vm = arguments.vm.connect().await?;
+        for file in files {
+            vm.files.push(file);
+        }
         let added = answer(&arguments.vm, vm.client.add_net(request)).await?;
         Ok(output::print(&format!("{}\n", added.address)).map(|()| ExitCode::SUCCESS)?)
     })

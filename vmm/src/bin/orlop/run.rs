@@ -7,8 +7,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 use orlop_vmm::config::{
-    BalloonConfig, ConsoleConfig, CpusConfig, DEFAULT_CMDLINE, DiskConfig, FsConfig, KernelConfig,
-    MOVABLE_MEMORY, MemoryConfig, NetConfig, TapConfig, VmConfig, VmName, VsockConfig,
+    BalloonConfig, ConsoleConfig, CpusConfig, DEFAULT_CMDLINE, DiskConfig, DiskFile, FsConfig,
+    KernelConfig, MOVABLE_MEMORY, MemoryConfig, NetConfig, TapConfig, VmConfig, VmName,
+    VsockConfig,
 };
 use orlop_vmm::vm::{self, Outcome};
 
@@ -48,9 +49,9 @@ pub struct Arguments {
     /// Memory, as 256M or 4G; with max, `orlop resize` can add as much and take it back
     #[arg(long, value_name = "SIZE[,max=SIZE]", default_value = "256M")]
     memory: MemoryConfig,
-    /// A disk: a raw image of whole sectors of 512 bytes, or a block device; with a serial number of its own if it is to have one
-    /// (repeatable)
-    #[arg(long = "disk", value_name = "path=FILE[,readonly][,serial=TEXT]")]
+    /// A disk: a raw image of whole sectors of 512 bytes, or a block device, which is told by its path or by a descriptor that is open
+    /// already; with a serial number of its own if it is to have one (repeatable)
+    #[arg(long = "disk", value_name = "path=FILE|fd=N[,readonly][,serial=TEXT]")]
     disks: Vec<DiskConfig>,
     /// A network card on a tap of the host, which is told by its name, and made if it is absent, or by descriptors that are open
     /// already, one for each pair of queues; with a MAC address of its own if it is to have one; carried by the host's kernel where it has
@@ -93,16 +94,20 @@ impl Arguments {
             Some(name) => name,
             None => format!("vm-{}", std::process::id()).parse()?,
         };
-        let given = self.nets.iter().flat_map(|net| match &net.tap {
+        let taps = self.nets.iter().flat_map(|net| match &net.tap {
             TapConfig::Given(fds) => fds.as_slice(),
             TapConfig::Named(..) => &[],
         });
+        let disks = self.disks.iter().filter_map(|disk| match &disk.file {
+            DiskFile::Given(fd) => Some(fd),
+            DiskFile::Path(_) => None,
+        });
         let mut seen = BTreeSet::new();
-        for fd in given {
-            // They would take each other's packets.
+        for fd in taps.chain(disks) {
+            // Cards would take each other's packets; disks would share a lock.
             anyhow::ensure!(
                 seen.insert(fd),
-                "descriptor {fd} is given to two network cards: each --net has descriptors of its own"
+                "descriptor {fd} is given to two devices: each --net and --disk has descriptors of its own"
             );
         }
         let console = match (self.detach, self.console) {

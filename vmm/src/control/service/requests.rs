@@ -1,45 +1,94 @@
 //! What a client asks for, checked as the command line checks it.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use orlop_proto::files::Files;
 use orlop_proto::vmm::v1 as api;
-use tonic::Status;
+use tonic::{Request, Status};
 
-use crate::config::{DeviceConfig, DiskConfig, NetConfig, ParseError, TapConfig, VhostConfig};
+use crate::config::{
+    DeviceConfig, DiskConfig, DiskFile, NetConfig, ParseError, TapConfig, VhostConfig,
+};
 use crate::control::Resize;
+use crate::devices::virtio::net::PAIRS_MAX;
 use crate::pci::DeviceNumber;
 
 /// How long a guest may take over something when a client does not say.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-pub(super) fn disk(request: api::AddDiskRequest) -> Result<DeviceConfig, Status> {
-    // The VMM's working directory is none of a client's business.
-    if !Path::new(&request.path).is_absolute() {
-        return Err(Status::invalid_argument(format!(
-            "the disk's path {:?} is not absolute",
-            request.path
-        )));
-    }
-    Ok(DeviceConfig::Disk(DiskConfig {
-        path: PathBuf::from(request.path),
+/// A device, and the files that it is on.
+type Device = (DeviceConfig, Vec<OwnedFd>);
+
+pub(super) fn disk(call: Request<api::AddDiskRequest>) -> Result<Device, Status> {
+    let files = handed_over(&call, call.get_ref().file.into())?;
+    let request = call.into_inner();
+    let file = match files.first() {
+        Some(file) if request.path.is_empty() => DiskFile::Given(file.as_raw_fd()),
+        Some(_) => {
+            return Err(Status::invalid_argument(
+                "the disk is told by its path or handed over, not both",
+            ));
+        }
+        None => DiskFile::Path(absolute(&request.path)?),
+    };
+    let disk = DiskConfig {
+        file,
         readonly: request.readonly,
         serial: unless_empty(&request.serial)?,
-    }))
+    };
+    Ok((DeviceConfig::Disk(disk), files))
 }
 
-pub(super) fn net(request: api::AddNetRequest) -> Result<DeviceConfig, Status> {
+/// The VMM's working directory is none of a client's business.
+fn absolute(path: &str) -> Result<PathBuf, Status> {
+    if !Path::new(path).is_absolute() {
+        return Err(Status::invalid_argument(format!(
+            "the disk's path {path:?} is not absolute"
+        )));
+    }
+    Ok(path.into())
+}
+
+/// The files that came with a call.
+fn handed_over<T>(call: &Request<T>, count: usize) -> Result<Vec<OwnedFd>, Status> {
+    if count > usize::from(PAIRS_MAX) {
+        return Err(Status::invalid_argument(format!(
+            "{count} files are more than a device can have: {PAIRS_MAX}"
+        )));
+    }
+    match call.extensions().get::<Files>() {
+        Some(files) => files.take(count).map_err(invalid),
+        None => Ok(Vec::new()),
+    }
+}
+
+pub(super) fn net(call: Request<api::AddNetRequest>) -> Result<Device, Status> {
+    let count = usize::try_from(call.get_ref().files).map_err(invalid)?;
+    let files = handed_over(&call, count)?;
+    let request = call.into_inner();
     let vhost = match request.vhost() {
         api::Vhost::Unspecified => VhostConfig::Auto,
         api::Vhost::On => VhostConfig::On,
         api::Vhost::Off => VhostConfig::Off,
     };
-    Ok(DeviceConfig::Net(NetConfig {
-        tap: TapConfig::named(&request.tap, request.queues.max(1)).map_err(invalid)?,
+    let tap = if files.is_empty() {
+        TapConfig::named(&request.tap, request.queues.max(1)).map_err(invalid)?
+    } else if request.tap.is_empty() && request.queues == 0 {
+        TapConfig::Given(files.iter().map(AsRawFd::as_raw_fd).collect())
+    } else {
+        return Err(Status::invalid_argument(
+            "the tap is told by its name or handed over, a file for each pair of queues, not both",
+        ));
+    };
+    let net = NetConfig {
+        tap,
         mac: unless_empty(&request.mac)?,
         vhost,
-    }))
+    };
+    Ok((DeviceConfig::Net(net), files))
 }
 
 pub(super) fn device(request: &api::RemoveDeviceRequest) -> Result<DeviceNumber, Status> {

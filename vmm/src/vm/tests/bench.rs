@@ -182,6 +182,7 @@ pub(super) fn disk(path: &str) -> api::AddDiskRequest {
         path: path.into(),
         readonly: true,
         serial: String::new(),
+        file: false,
     }
 }
 

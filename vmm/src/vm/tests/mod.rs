@@ -7,6 +7,8 @@ use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use orlop_proto::connect;
+use orlop_proto::vmm::v1::vmm_client::VmmClient;
 use orlop_proto::vmm::v1::{self as api, EventKind};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
@@ -120,6 +122,53 @@ fn a_disk_comes_and_goes_when_the_guest_lets_it() {
     // The image is nobody's any more.
     let writable = std::fs::File::options().write(true).open(&image).unwrap();
     writable.try_lock().unwrap();
+}
+
+#[test]
+fn a_disk_that_is_handed_over_need_not_be_found() {
+    let bench = Bench::new();
+    let image = bench.directory.path().join("image");
+    std::fs::write(&image, [0; 512]).unwrap();
+    let open = |write| {
+        std::fs::File::options()
+            .read(true)
+            .write(write)
+            .open(&image)
+    };
+    let (reading, both) = (open(false).unwrap(), open(true).unwrap());
+    std::fs::remove_file(&image).unwrap();
+    run(async {
+        let (channel, files) = connect::unix_with_files(bench.socket()).await.unwrap();
+        let mut client = VmmClient::new(channel);
+        let handed_over = |readonly| api::AddDiskRequest {
+            readonly,
+            file: true,
+            ..Default::default()
+        };
+        let nothing = client.add_disk(handed_over(true)).await.unwrap_err();
+        assert_eq!(nothing.code(), Code::InvalidArgument);
+        assert!(nothing.message().contains("1 files"), "{nothing}");
+        files.push(reading.into());
+        let too_little = client.add_disk(handed_over(false)).await.unwrap_err();
+        assert_eq!(too_little.code(), Code::FailedPrecondition);
+        files.push(both.try_clone().unwrap().into());
+        let both_ways = api::AddDiskRequest {
+            path: "/image".into(),
+            ..handed_over(false)
+        };
+        let twice = client.add_disk(both_ways).await.unwrap_err();
+        assert_eq!(twice.code(), Code::InvalidArgument);
+        files.push(both.into());
+        let added = client.add_disk(handed_over(false)).await.unwrap();
+        assert_eq!(added.into_inner().address, "0000:00:01.0");
+        let no_tap = api::AddNetRequest {
+            files: 17,
+            ..Default::default()
+        };
+        let too_many = client.add_net(no_tap).await.unwrap_err();
+        assert_eq!(too_many.code(), Code::InvalidArgument);
+    });
+    assert_eq!(bench.kill(), Outcome::Killed);
 }
 
 #[test]

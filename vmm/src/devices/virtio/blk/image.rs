@@ -2,9 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use orlop_proto::files;
 
 /// The unit of virtio-blk's sizes and places in bytes, whatever the disk's own block size is (virtio 1.2, 5.2.4).
 pub const SECTOR: u64 = 512;
@@ -38,6 +40,25 @@ pub enum OpenError {
         /// What the host says.
         #[source]
         source: io::Error,
+    },
+    /// No file at all.
+    #[error("the disk fd={fd} is no open file of this process")]
+    NotOpen {
+        /// The number.
+        fd: RawFd,
+        /// What the host says.
+        #[source]
+        source: io::Error,
+    },
+    /// Open for too little.
+    #[error(
+        "the disk fd={fd} is not open for reading{}", if *.readonly { "" } else { " and writing: open it for both, or say readonly" }
+    )]
+    Mode {
+        /// The number.
+        fd: RawFd,
+        /// Whether reading would do.
+        readonly: bool,
     },
     /// A directory, a pipe or the like.
     #[error("the disk {0} is neither a regular file nor a block device")]
@@ -81,7 +102,7 @@ impl Image {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(path: &Path, readonly: bool) -> Result<Self, OpenError> {
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(!readonly)
             // Files and block devices do not care, but opening a pipe without it would wait for somebody at its other end.
@@ -92,6 +113,34 @@ impl Image {
                 readonly,
                 source,
             })?;
+        Image::of(file, path, readonly)
+    }
+
+    /// Locks a file that this process has open already, and makes it one of its own. The lock is the open file's: it ends when nobody has that
+    /// open any more, whoever handed it over included.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn take(fd: RawFd, readonly: bool) -> Result<Self, OpenError> {
+        let not_open = |source| OpenError::NotOpen { fd, source };
+        let file = File::from(files::copy(fd).map_err(not_open)?);
+        // SAFETY: the command reads nothing of this process's memory.
+        let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+        let allowed = match flags & libc::O_ACCMODE {
+            libc::O_RDWR => true,
+            libc::O_RDONLY => readonly,
+            _ => false,
+        };
+        if flags < 0 || !allowed {
+            return Err(OpenError::Mode { fd, readonly });
+        }
+        // For messages. Where /proc is not there, the number must do.
+        let path = std::fs::read_link(format!("/proc/self/fd/{fd}"));
+        let path = path.unwrap_or_else(|_| format!("fd={fd}").into());
+        Image::of(file, &path, readonly)
+    }
+
+    fn of(mut file: File, path: &Path, readonly: bool) -> Result<Self, OpenError> {
         let prepare = |what| {
             move |source| OpenError::Prepare {
                 what,
@@ -218,6 +267,32 @@ mod tests {
         assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
         let pipe = Image::open(&pipe, true).unwrap_err();
         assert!(matches!(pipe, OpenError::Kind(_)), "{pipe}");
+    }
+
+    #[test]
+    fn an_open_file_is_a_disk_as_far_as_it_is_open() {
+        let file = image(1024);
+        let open = |write| File::options().read(true).write(write).open(file.path());
+        let (reading, both) = (open(false).unwrap(), open(true).unwrap());
+        let take = |file: &File, readonly| Image::take(file.as_raw_fd(), readonly);
+        let refused = take(&reading, false).unwrap_err();
+        assert!(matches!(refused, OpenError::Mode { .. }), "{refused}");
+        assert_eq!(take(&reading, true).unwrap().sectors, 2);
+        assert!(
+            matches!(take(&both, false).unwrap_err(), OpenError::InUse(_)),
+            "whoever hands it over still has it"
+        );
+        drop(reading);
+        let disk = take(&both, false).unwrap();
+        drop(both);
+        assert_eq!(disk.file.metadata().unwrap().len(), 1024, "it is its own");
+        let by_path = Image::open(file.path(), true).unwrap_err();
+        let path = file.path().to_str().unwrap();
+        assert!(by_path.to_string().contains(path), "{by_path}");
+        for fd in [-1, 9999] {
+            let absent = Image::take(fd, true).unwrap_err();
+            assert!(matches!(absent, OpenError::NotOpen { .. }), "{absent}");
+        }
     }
 
     #[test]

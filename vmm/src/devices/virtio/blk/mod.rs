@@ -15,6 +15,7 @@ mod tests;
 
 use std::borrow::Cow;
 use std::io;
+use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -56,11 +57,22 @@ impl Blk {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(path: &Path, options: Options) -> Result<Self, OpenError> {
-        let mut image = Image::open(path, options.readonly)?;
+        Ok(Blk::on(Image::open(path, options.readonly)?, options))
+    }
+
+    /// The same on a file that this process has open already.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn take(fd: RawFd, options: Options) -> Result<Self, OpenError> {
+        Ok(Blk::on(Image::take(fd, options.readonly)?, options))
+    }
+
+    fn on(mut image: Image, options: Options) -> Self {
         if let Some(serial) = options.serial {
             image.id = serial;
         }
-        Ok(Blk::new(image, options.queues))
+        Blk::new(image, options.queues)
     }
 
     fn new(image: Image, queues: u16) -> Self {
