@@ -13,6 +13,7 @@ pub mod error;
 pub mod irq;
 pub mod memory;
 pub mod pci;
+pub mod signals;
 pub mod socket;
 pub mod state;
 pub mod terminal;

@@ -1,6 +1,10 @@
 //! The terminal of a guest's user: raw, so that the guest has every key, but for the one that leaves.
 
+mod size;
+
 use std::io::{self, Read as _};
+
+pub use self::size::Size;
 
 /// Standard input, a terminal, in raw mode; as it was again when this is dropped.
 pub struct Raw {

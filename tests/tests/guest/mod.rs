@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each story program uses a part of this")]
 
 pub mod held;
+pub mod on_terminal;
 pub mod tap;
 
 use std::fs;
@@ -33,6 +34,7 @@ const MODULES: &[&str] = &[
     "virtio_rng",
     "virtio_balloon",
     "virtio_mem",
+    "virtio_console",
     "button",
     "evdev",
     "pvpanic-mmio",

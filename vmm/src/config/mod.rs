@@ -1,6 +1,7 @@
 //! What the user asked for: plain values, checked where they are made, with messages that say what to change.
 
 mod balloon;
+mod console;
 mod net;
 mod parse;
 mod size;
@@ -9,6 +10,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 pub use balloon::BalloonConfig;
+pub use console::{ConsoleConfig, ConsoleDevice};
 pub use net::{MacAddress, NetConfig, TapConfig, TapName, VhostConfig};
 pub use parse::{ParseError, mebibytes};
 pub use size::{CpusConfig, MemoryConfig};
@@ -28,10 +30,12 @@ pub struct VmConfig {
     pub disks: Vec<DiskConfig>,
     /// Its network devices, in the order of their PCI addresses, behind the disks.
     pub nets: Vec<NetConfig>,
-    /// Where its serial port goes.
+    /// Where its console goes.
     pub console: ConsoleConfig,
     /// Whether the guest boots at once; otherwise it waits for a client to say so.
     pub boots: bool,
+    /// Which device that is.
+    pub console_device: ConsoleDevice,
     /// Whether a guest that resets itself boots again; otherwise that is the VM's end.
     pub reboot: bool,
     /// Where it is controlled; `None` for a socket of its name in the state directory.
@@ -106,17 +110,6 @@ pub enum DiskFile {
 /// A disk's serial number: 1 to 20 printable characters of ASCII (virtio 1.2, 5.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskSerial([u8; 20]);
-
-/// Where the serial port goes: `stdio`, `null` or `file=F`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ConsoleConfig {
-    /// To and from the terminal.
-    Stdio,
-    /// Nowhere.
-    Null,
-    /// To a file, which is made if it is absent and appended to if not.
-    File(PathBuf),
-}
 
 /// A vsock: `socket=PATH[,cid=N]`.
 #[derive(Clone, Debug, PartialEq, Eq)]

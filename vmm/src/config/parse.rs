@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::{
-    ConsoleConfig, DiskConfig, DiskFile, DiskSerial, FsConfig, MemorySize, VcpuCount, VmName,
-    VsockConfig,
+    DiskConfig, DiskFile, DiskSerial, FsConfig, MemorySize, VcpuCount, VmName, VsockConfig,
 };
 
 /// What is wrong with a value, and what would be right.
@@ -173,19 +172,6 @@ impl FromStr for DiskSerial {
             }
         }
         Ok(DiskSerial(bytes))
-    }
-}
-
-impl FromStr for ConsoleConfig {
-    type Err = ParseError;
-
-    fn from_str(text: &str) -> Result<Self, ParseError> {
-        match (text, text.strip_prefix("file=")) {
-            ("stdio", _) => Ok(ConsoleConfig::Stdio),
-            ("null", _) => Ok(ConsoleConfig::Null),
-            (_, Some(path)) if !path.is_empty() => Ok(ConsoleConfig::File(path.into())),
-            _ => Err(ParseError("write stdio, null or file=FILE".into())),
-        }
     }
 }
 

@@ -11,7 +11,8 @@ use std::sync::mpsc::Sender;
 
 use tokio::sync::oneshot;
 
-use crate::config::{DeviceConfig, VcpuCount};
+use crate::config::{ConsoleDevice, DeviceConfig, VcpuCount};
+use crate::devices::console::NoSize;
 use crate::pci::{Description, DeviceNumber};
 use crate::vm::{Ejected, Outcome};
 
@@ -26,6 +27,8 @@ pub enum Message {
     VcpuEjected(Life, u8),
     /// The VM must end: a signal, or whoever sits at its console.
     Kill,
+    /// The terminal that the VMM runs on has another size.
+    TerminalResized,
     /// A client asks.
     Request(Request),
 }
@@ -131,6 +134,9 @@ pub enum Refusal {
         /// A block's size in MiB.
         block_mib: u64,
     },
+    /// The VM was started with another console.
+    #[error(transparent)]
+    NoSize(#[from] NoSize),
     /// What the host says, on one line.
     #[error("{0}")]
     Host(String),
@@ -204,6 +210,8 @@ pub struct Status {
     pub wanted_memory: u64,
     /// What it can have.
     pub most_memory: u64,
+    /// Which device its console is.
+    pub console: ConsoleDevice,
     /// What is on its PCI bus.
     pub devices: Vec<Description>,
     /// How often its vCPUs have left the guest since it booted, by reason.

@@ -11,8 +11,8 @@ mod requests;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::sync::Weak;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::operations::Operations;
 use super::news::News;
-use super::{Message, Reply, Request};
+use super::{Message, Refusal, Reply, Request};
 use crate::config::DeviceConfig;
 use crate::devices::console::Console;
 use crate::vm::Outcome;
@@ -171,6 +171,11 @@ impl Service {
             .send(Message::Request(request(reply)))
             .map_err(|_| ending())?;
         answer.await.map_err(|_| ending())
+    }
+
+    fn console(&self) -> Result<Arc<Console>, Status> {
+        let console = self.console.upgrade();
+        console.ok_or_else(|| Status::unavailable("the VM is ending"))
     }
 
     async fn add(
@@ -323,11 +328,17 @@ impl Vmm for Service {
         &self,
         call: Call<Streaming<api::ConsoleInput>>,
     ) -> Result<Response<Self::ConsoleStream>, Status> {
-        let console = self.console.upgrade();
-        let listener = console
-            .ok_or_else(|| Status::unavailable("the VM is ending"))?
-            .listen();
+        let listener = self.console()?.listen();
         tokio::spawn(console::feed(self.console.clone(), call.into_inner()));
         Ok(Response::new(console::stream(listener)))
+    }
+
+    async fn resize_console(
+        &self,
+        call: Call<api::ResizeConsoleRequest>,
+    ) -> Result<Response<api::ResizeConsoleResponse>, Status> {
+        let size = requests::size(&call.into_inner())?;
+        self.console()?.resize(size).map_err(Refusal::from)?;
+        Ok(Response::new(api::ResizeConsoleResponse {}))
     }
 }

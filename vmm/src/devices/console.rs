@@ -1,16 +1,18 @@
-//! COM1: a 16550A whose other end is a terminal, a file, or nothing.
+//! The guest's console: what it writes goes to a terminal, a file or nowhere, and what is typed there comes to it.
+//!
+//! The guest has a serial port (COM1, a 16550A) in any case. It is the console unless the user wants a virtio-console in its place; then what
+//! is typed goes there, and what the guest writes to either is shown.
 //!
 //! The guest's output goes through a bounded buffer to a thread of its own, so that a vCPU never waits for whoever reads it; what
 //! does not fit is dropped, and the reader is told how much. The same thread tells an [`audience`], which comes and goes.
 
 pub mod audience;
 mod backlog;
+pub mod output;
 
 use std::fs::OpenOptions;
-use std::io::{self, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
 
 use vm_superio::Serial;
 use vm_superio::Trigger;
@@ -18,9 +20,11 @@ use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::audience::{Audience, Listener};
-use self::backlog::{Sender, backlog};
+use self::output::{Dropped, Output, Writer};
 use crate::bus;
-use crate::config::ConsoleConfig;
+use crate::config::{ConsoleConfig, ConsoleDevice};
+use crate::devices::virtio::console::{Hvc, Line};
+use crate::terminal::Size;
 
 /// Why there is no console.
 #[derive(Debug, thiserror::Error)]
@@ -39,15 +43,22 @@ pub enum Error {
     System(#[from] io::Error),
 }
 
-/// Bytes of output that may wait for the reader.
-const BACKLOG: usize = 64 << 10;
+/// The console is a serial port.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the VM's console is its serial port, which has no size: `orlop run --console-device virtio` gives it one that has"
+)]
+pub struct NoSize;
 
 type Uart = Serial<Irq, NoEvents, Output>;
 
-/// COM1.
+/// The console: COM1 as a device on the bus, and all that is behind it.
 pub struct Console {
     uart: Mutex<Uart>,
     irq: Arc<EventFd>,
+    output: Output,
+    /// What stands behind the virtio-console, if there is one.
+    line: Option<Line>,
     audience: Arc<Audience>,
 }
 
@@ -62,47 +73,23 @@ impl Trigger for Irq {
     }
 }
 
-/// Takes the guest's bytes without ever waiting.
-#[derive(Clone)]
-struct Output {
-    bytes: Arc<Sender>,
-    dropped: Arc<AtomicU64>,
-}
-
-impl Write for Output {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let dropped = data.len() - self.bytes.send(data);
-        self.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The thread that writes a console's output. It ends when the console is gone, after the last byte.
-#[derive(Debug)]
-pub struct Writer(JoinHandle<()>);
-
-impl Writer {
-    /// Waits until all output is written. To be called when the console has been dropped.
-    pub fn finish(self) {
-        // The writer does not panic; if it did, there is nothing left to write.
-        let _ = self.0.join();
-    }
-}
-
 impl Console {
     /// Opens the console's other end.
     ///
     /// # Errors
     /// When the file cannot be opened.
-    pub fn open(config: &ConsoleConfig) -> Result<(Arc<Self>, Writer), Error> {
+    pub fn open(
+        config: &ConsoleConfig,
+        device: ConsoleDevice,
+    ) -> Result<(Arc<Self>, Writer), Error> {
         let audience = Arc::new(Audience::default());
-        let (bytes, writer) = match config {
-            ConsoleConfig::Null => writer(io::sink(), audience.clone())?,
-            ConsoleConfig::Stdio => writer(io::stdout(), audience.clone())?,
+        let dropped = Dropped::default();
+        let start = |sink: Box<dyn io::Write + Send>| {
+            Writer::start(sink, audience.clone(), dropped.clone())
+        };
+        let (output, writer) = match config {
+            ConsoleConfig::Null => start(Box::new(io::sink()))?,
+            ConsoleConfig::Stdio => start(Box::new(io::stdout()))?,
             ConsoleConfig::File(path) => {
                 let file = OpenOptions::new()
                     .create(true)
@@ -112,18 +99,20 @@ impl Console {
                         path: path.clone(),
                         source,
                     })?;
-                writer(file, audience.clone())?
+                start(Box::new(file))?
             }
         };
         let irq = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        let output = Output {
-            bytes,
-            dropped: Arc::default(),
+        let line = match device {
+            ConsoleDevice::Serial => None,
+            ConsoleDevice::Virtio => Some(Line::new(output.clone())?),
         };
-        let uart = Mutex::new(Serial::new(Irq(irq.clone()), output));
+        let uart = Mutex::new(Serial::new(Irq(irq.clone()), output.clone()));
         let console = Console {
             uart,
             irq,
+            output,
+            line,
             audience,
         };
         Ok((Arc::new(console), writer))
@@ -134,22 +123,32 @@ impl Console {
         self.audience.join()
     }
 
-    /// The interrupt, for KVM.
+    /// The serial port's interrupt, for KVM.
     pub fn irq(&self) -> &EventFd {
         &self.irq
     }
 
-    /// The state after power-on, with the same other end: for a guest that boots again.
-    pub fn reset(&self) {
-        let mut uart = self.uart.lock().unwrap_or_else(PoisonError::into_inner);
-        let output = uart.writer().clone();
-        *uart = Serial::new(Irq(self.irq.clone()), output);
-        // An interrupt of the last life; that there is none is no error.
-        let _ = self.irq.read();
+    /// The virtio-console, if that is the console; idle.
+    pub fn hvc(&self) -> Option<Hvc> {
+        self.line.clone().map(Hvc::new)
     }
 
-    /// Gives the guest input. What its FIFO has no room for stays behind: the rest of `input` is returned.
+    /// The state after power-on, with the same other end: for a guest that boots again. A size stays.
+    pub fn reset(&self) {
+        let mut uart = self.uart.lock().unwrap_or_else(PoisonError::into_inner);
+        *uart = Serial::new(Irq(self.irq.clone()), self.output.clone());
+        // An interrupt of the last life; that there is none is no error.
+        let _ = self.irq.read();
+        if let Some(line) = &self.line {
+            line.forget_input();
+        }
+    }
+
+    /// Gives the guest input. What there is no room for stays behind: the rest of `input` is returned.
     pub fn feed<'i>(&self, input: &'i [u8]) -> &'i [u8] {
+        if let Some(line) = &self.line {
+            return line.feed(input);
+        }
         let mut uart = self.uart.lock().unwrap_or_else(PoisonError::into_inner);
         let room = uart.fifo_capacity().min(input.len());
         let (now, later) = input.split_at_checked(room).unwrap_or((input, &[]));
@@ -157,6 +156,15 @@ impl Console {
             Ok(taken) => input.get(taken..).unwrap_or_default(),
             Err(_) => later,
         }
+    }
+
+    /// The terminal at the other end is so large now.
+    ///
+    /// # Errors
+    /// When the console is the serial port.
+    pub fn resize(&self, size: Size) -> Result<(), NoSize> {
+        self.line.as_ref().ok_or(NoSize)?.resize(size);
+        Ok(())
     }
 }
 
@@ -179,31 +187,11 @@ impl bus::Device for Console {
 
 impl Drop for Console {
     fn drop(&mut self) {
-        let uart = self.uart.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let dropped = uart.writer().dropped.load(Ordering::Relaxed);
+        let dropped = self.output.dropped().count();
         if dropped > 0 {
             log::warn!("console: {dropped} bytes of output were dropped: nobody read them in time");
         }
     }
-}
-
-/// Starts the thread that writes to `sink`, and tells the audience.
-fn writer(
-    mut sink: impl Write + Send + 'static,
-    audience: Arc<Audience>,
-) -> io::Result<(Arc<Sender>, Writer)> {
-    let (sender, receiver) = backlog(BACKLOG);
-    let run = move || {
-        let mut chunk = Vec::new();
-        while receiver.receive(&mut chunk) {
-            audience.say(&chunk);
-            // A reader that has gone is no reason to end the VM.
-            let _ = sink.write_all(&chunk).and_then(|()| sink.flush());
-            chunk.clear();
-        }
-    };
-    let thread = thread::Builder::new().name("console".into()).spawn(run)?;
-    Ok((Arc::new(sender), Writer(thread)))
 }
 
 #[cfg(test)]
@@ -211,11 +199,15 @@ mod tests {
     use super::*;
     use crate::bus::Device;
 
+    fn open(config: &ConsoleConfig) -> (Arc<Console>, Writer) {
+        Console::open(config, ConsoleDevice::Serial).unwrap()
+    }
+
     #[test]
     fn output_reaches_the_file_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console");
-        let (console, writer) = Console::open(&ConsoleConfig::File(path.clone())).unwrap();
+        let (console, writer) = open(&ConsoleConfig::File(path.clone()));
         for byte in b"hello\n" {
             console.write(0, &[*byte]);
         }
@@ -229,28 +221,10 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_does_not_read_stops_nobody() {
-        let (reader, writer) = std::io::pipe().unwrap();
-        let (bytes, _writer) = super::writer(writer, Arc::default()).unwrap();
-        let mut output = Output {
-            bytes,
-            dropped: Arc::default(),
-        };
-        for _ in 0..4 {
-            output.write_all(&[b'x'; BACKLOG]).unwrap();
-        }
-        assert!(
-            output.dropped.load(Ordering::Relaxed) > 0,
-            "the pipe and the backlog together hold less"
-        );
-        drop(reader);
-    }
-
-    #[test]
     fn a_reset_forgets_the_registers_and_keeps_the_other_end() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console");
-        let (console, writer) = Console::open(&ConsoleConfig::File(path.clone())).unwrap();
+        let (console, writer) = open(&ConsoleConfig::File(path.clone()));
         const SCRATCH: u64 = 7;
         console.write(SCRATCH, &[0x5a]);
         console.write(0, b"1");
@@ -266,7 +240,7 @@ mod tests {
 
     #[test]
     fn what_is_written_nowhere_is_heard_all_the_same() {
-        let (console, writer) = Console::open(&ConsoleConfig::Null).unwrap();
+        let (console, writer) = open(&ConsoleConfig::Null);
         let mut listener = console.listen();
         console.write(0, b"!");
         drop(console);
@@ -277,7 +251,7 @@ mod tests {
 
     #[test]
     fn input_waits_for_room() {
-        let (console, _) = Console::open(&ConsoleConfig::Null).unwrap();
+        let (console, _) = open(&ConsoleConfig::Null);
         let input = [b'x'; 200];
         let rest = console.feed(&input);
         assert!(!rest.is_empty() && rest.len() < input.len());

@@ -15,8 +15,8 @@ use crate::arch::x86_64::{acpi, cpuid, layout};
 use crate::boot;
 use crate::bus::Bus;
 use crate::config::{
-    BalloonConfig, DeviceConfig, DiskConfig, DiskFile, DiskSerial, MacAddress, NetConfig,
-    TapConfig, VcpuCount, VhostConfig, VmConfig,
+    BalloonConfig, ConsoleDevice, DeviceConfig, DiskConfig, DiskFile, DiskSerial, MacAddress,
+    NetConfig, TapConfig, VcpuCount, VhostConfig, VmConfig,
 };
 use crate::control::EndOfLife;
 use crate::devices::console::Console;
@@ -199,6 +199,7 @@ fn last_slot(config: &VmConfig) -> DeviceNumber {
     let single = [
         true,
         config.vsock.is_some(),
+        config.console_device == ConsoleDevice::Virtio,
         config.balloon != BalloonConfig::Off,
         config.memory.pluggable() > 0,
     ];
@@ -206,8 +207,8 @@ fn last_slot(config: &VmConfig) -> DeviceNumber {
     DeviceNumber::up_to(single + config.disks.len() + config.nets.len() + config.fs.len() + ROOM)
 }
 
-/// The devices in the order of their PCI addresses: randomness, disks, network, vsock, shared directories; and behind them, the balloon, and
-/// the memory that comes and goes.
+/// The devices in the order of their PCI addresses: randomness, disks, network, vsock, shared directories; and behind them, the console, the
+/// balloon, and the memory that comes and goes.
 pub(super) fn virtio_devices(
     config: &VmConfig,
     paths: &mut Vec<Unlink>,

@@ -1,22 +1,56 @@
 //! Standard input as the guest's keyboard. On a terminal Ctrl-A x ends the VM.
 
 use std::io::{self, IsTerminal};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
 use super::Controller;
+use crate::config::ConsoleConfig;
 use crate::control::Message;
 use crate::devices::console::Console;
-use crate::terminal::{self, End, Keys, Raw};
+use crate::terminal::{self, End, Keys, Raw, Size};
 
 /// How long to wait for the guest to read what it has.
 const GUEST_IS_SLOW: Duration = Duration::from_millis(10);
 /// What ends the VM behind Ctrl-A.
 const LEAVE: u8 = b'x';
 
-/// Feeds standard input to the console until either ends.
-pub(super) fn connect(console: Weak<Console>, controller: Controller) -> io::Result<Option<Raw>> {
+/// Where the console's input comes from, beside its clients.
+#[derive(Default)]
+pub(super) struct Keyboard {
+    /// The terminal that the VMM runs on, which is as it was again when this is dropped.
+    terminal: Option<Raw>,
+}
+
+impl Keyboard {
+    /// Feeds the console until either ends.
+    pub(super) fn connect(
+        config: &ConsoleConfig,
+        console: &Arc<Console>,
+        controller: Controller,
+    ) -> io::Result<Self> {
+        let mut keyboard = Keyboard::default();
+        let weak = Arc::downgrade(console);
+        if *config == ConsoleConfig::Stdio {
+            keyboard.terminal = read_standard_input(weak, controller)?;
+            keyboard.follow_size(console);
+        }
+        Ok(keyboard)
+    }
+
+    /// Has the console be as large as the terminal that the VMM runs on, if it does and the console can.
+    pub(super) fn follow_size(&self, console: &Console) {
+        if self.terminal.is_some()
+            && let Some(size) = Size::of_user()
+        {
+            // A serial port has none to set.
+            let _ = console.resize(size);
+        }
+    }
+}
+
+fn read_standard_input(console: Weak<Console>, controller: Controller) -> io::Result<Option<Raw>> {
     let raw = io::stdin().is_terminal().then(Raw::enter).transpose()?;
     let keys = raw.is_some().then(|| Keys::leaving_by(LEAVE));
     thread::Builder::new().name("stdin".into()).spawn(move || {

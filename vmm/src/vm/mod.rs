@@ -29,19 +29,20 @@ use vmm_sys_util::eventfd::EventFd;
 use self::bays::Bays;
 pub use self::bays::Ejected;
 pub use self::error::Error;
+use self::keyboard::Keyboard;
 pub use self::outcome::Outcome;
 use self::processors::Processors;
-use crate::config::{ConsoleConfig, VmConfig};
+use crate::config::VmConfig;
 use crate::control::news::{Happening, News};
 use crate::control::service::Server;
 use crate::control::{EndOfLife, Life, Message};
+use crate::devices::console::output::Writer;
 use crate::devices::virtio::balloon::{self, Balloon};
 use crate::devices::virtio::mem::{self, Mem};
 use crate::devices::{console, virtio};
 use crate::memory::{Region, own_code};
 use crate::socket::{self, Unlink};
 use crate::state::StateDirectory;
-use crate::terminal::Raw;
 use crate::vcpu::{Gate, Phase};
 
 /// Builds the VM and runs it to its end. `ready` is called when all is there and the guest is about to boot for the first time.
@@ -112,10 +113,9 @@ struct Front {
     /// How much memory the guest is to have beside that which it boots with, if that may change.
     memory: Option<mem::Target>,
     console: Arc<console::Console>,
-    console_writer: console::Writer,
+    console_writer: Writer,
     clients: Clients,
-    /// Restores the terminal when dropped.
-    terminal: Option<Raw>,
+    keyboard: Keyboard,
 }
 
 /// Who controls the VM from outside.
@@ -194,6 +194,11 @@ impl Vm {
                 // The last words of an earlier life.
                 Ok(Message::GuestEnded(..) | Message::Ejected(..) | Message::VcpuEjected(..)) => {}
                 Ok(Message::Kill) => return Outcome::Killed,
+                Ok(Message::TerminalResized) => {
+                    if let Some(front) = &self.front {
+                        front.keyboard.follow_size(&front.console);
+                    }
+                }
                 Ok(Message::Request(request)) => {
                     if let Some(outcome) = self.serve(machine, request) {
                         return outcome;
@@ -234,13 +239,16 @@ impl Front {
         paths: &mut Vec<Unlink>,
     ) -> Result<Self, Error> {
         let mut devices = build::virtio_devices(config, paths)?;
+        let (console, console_writer) =
+            console::Console::open(&config.console, config.console_device)?;
+        let hvc = console.hvc();
+        devices.extend(hvc.map(|hvc| Box::new(hvc) as Box<dyn virtio::Device>));
         let balloon = build::balloon(config);
         let balloon_target = balloon.as_ref().map(Balloon::target);
         devices.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn virtio::Device>));
         let memory = pluggable.and_then(|region| Mem::new(region.clone(), 0));
         let memory_target = memory.as_ref().map(Mem::target);
         devices.extend(memory.map(|memory| Box::new(memory) as Box<dyn virtio::Device>));
-        let (console, console_writer) = console::Console::open(&config.console)?;
         let (path, listener) = match &config.api_socket {
             Some(path) => (path.clone(), socket::listen_anew(path)),
             None => {
@@ -260,7 +268,7 @@ impl Front {
             console,
             console_writer,
             clients: Clients::Waiting(listener),
-            terminal: None,
+            keyboard: Keyboard::default(),
         })
     }
 
@@ -282,11 +290,8 @@ impl Front {
         let server = Server::start(listener, controller.clone(), news.clone(), console)
             .map_err(|e| Error::System("serve the control socket", e))?;
         self.clients = Clients::Served(server);
-        if config.console == ConsoleConfig::Stdio {
-            let console = Arc::downgrade(&self.console);
-            self.terminal = keyboard::connect(console, controller.clone())
-                .map_err(|e| Error::System("read the terminal", e))?;
-        }
+        self.keyboard = Keyboard::connect(&config.console, &self.console, controller.clone())
+            .map_err(|e| Error::System("read the terminal", e))?;
         Ok(())
     }
 
@@ -294,7 +299,7 @@ impl Front {
         drop(self.devices);
         drop(self.console);
         self.console_writer.finish();
-        drop(self.terminal);
+        drop(self.keyboard);
         news.tell(Happening::Ended(outcome.clone()));
         if let Clients::Served(server) = self.clients {
             server.stop(outcome);

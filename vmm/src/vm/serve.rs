@@ -161,6 +161,7 @@ impl Vm {
             memory: with(mem::Target::plugged),
             wanted_memory: with(mem::Target::requested),
             most_memory: with(mem::Target::most),
+            console: self.config.console_device,
             devices: machine.bays.bus().describe(),
             exits: exits::sum(vcpus.map(Vcpu::exits)).collect(),
         }

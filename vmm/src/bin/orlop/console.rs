@@ -5,18 +5,21 @@ use std::process::ExitCode;
 use std::thread;
 
 use clap::Args;
-use orlop_proto::vmm::v1::{ConsoleInput, ConsoleOutput};
-use orlop_vmm::terminal::{self, End, Keys, Raw};
+use orlop_proto::vmm::v1::vmm_client::VmmClient;
+use orlop_proto::vmm::v1::{ConsoleInput, ConsoleOutput, ResizeConsoleRequest};
+use orlop_vmm::terminal::{self, End, Keys, Raw, Size};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::transport::Channel;
+use tonic::{Code, Streaming};
 
 use crate::client::{self, Target, answer, said};
 
 /// What `orlop console --help` ends with.
 pub const AFTER_HELP: &str = "\
 Ctrl-A d leaves the console; the VM goes on. Ctrl-A Ctrl-A is a Ctrl-A for the guest. Where standard input is no terminal, its end
-does not end this command: the VM's end does.
+does not end this command: the VM's end does. A console that is a virtio-console (`orlop run --console-device virtio`) is as large as this
+terminal.
 
 Examples:
   orlop console web
@@ -39,6 +42,10 @@ pub struct Arguments {
 /// When the VM does not run, or there is no terminal to be had.
 pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let target = &arguments.vm;
+    let (size, sizes) = mpsc::channel(1);
+    if io::stdin().is_terminal() {
+        Size::follow(move |now| size.blocking_send(now).is_ok())?;
+    }
     let runtime = client::runtime()?;
     let done = runtime.block_on(async {
         let mut vm = target.connect().await?;
@@ -49,14 +56,45 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             eprintln!("orlop: this is the console of {target}; Ctrl-A d leaves it");
         }
         let left = read_keys(keys, raw.is_some())?;
+        let followed = follow_size(target, vm.client.clone(), sizes);
         tokio::select! {
             shown = show(target, output) => shown,
             Ok(()) = left => Ok(()),
+            Err(error) = followed => Err(error),
         }
     });
     // The thread that reads standard input may do so for ever.
     runtime.shutdown_background();
     done.map(|()| ExitCode::SUCCESS)
+}
+
+/// Has the console be as large as this terminal, until it turns out to be one that has no size.
+async fn follow_size(
+    target: &Target,
+    mut client: VmmClient<Channel>,
+    mut sizes: mpsc::Receiver<Size>,
+) -> anyhow::Result<()> {
+    while let Some(Size { columns, rows }) = sizes.recv().await {
+        let request = ResizeConsoleRequest {
+            width: columns.into(),
+            height: rows.into(),
+        };
+        match client.resize_console(request).await {
+            Ok(_) => {}
+            Err(status)
+                if matches!(
+                    status.code(),
+                    Code::FailedPrecondition | Code::Unimplemented
+                ) =>
+            {
+                return Ok(());
+            }
+            // The end of the VM is told by its output.
+            Err(status) if client::is_end(&status) => return Ok(()),
+            Err(status) => return Err(said(target, &status)),
+        }
+    }
+    Ok(())
 }
 
 /// Prints what the guest writes until there is no more of it.

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use orlop_proto::vmm::v1::{DescribeRequest, DescribeResponse, PciDevice, VmState};
+use orlop_proto::vmm::v1::{
+    self as api, ConsoleDevice, DescribeRequest, DescribeResponse, PciDevice, VmState,
+};
 use serde::Serialize;
 
 use crate::client::{self, Target, answer};
@@ -45,9 +47,16 @@ pub struct Description {
     /// What it can have.
     pub max_memory_bytes: u64,
     pub socket: PathBuf,
+    pub console: Console,
     pub devices: Vec<Device>,
     /// How often its vCPUs have left the guest, by reason.
     pub exits: BTreeMap<String, u64>,
+}
+
+/// What its guest speaks to its user by.
+#[derive(Debug, Default, Serialize)]
+pub struct Console {
+    pub device: &'static str,
 }
 
 /// A device on its PCI bus.
@@ -74,8 +83,21 @@ impl Description {
             wanted_memory_bytes: vm.wanted_memory_bytes,
             max_memory_bytes: vm.max_memory_bytes,
             socket,
+            console: vm.console.unwrap_or_default().into(),
             devices: vm.devices.into_iter().map(Device::from).collect(),
             exits: vm.exits.into_iter().collect(),
+        }
+    }
+}
+
+impl From<api::Console> for Console {
+    fn from(console: api::Console) -> Self {
+        Console {
+            device: match console.device() {
+                ConsoleDevice::Serial => "serial",
+                ConsoleDevice::Virtio => "virtio",
+                ConsoleDevice::Unspecified => "unknown",
+            },
         }
     }
 }
@@ -129,6 +151,7 @@ fn text(vm: &Description) -> String {
         ["Memory:".into(), memory(vm)],
         ["PID:".into(), vm.pid.to_string()],
         ["Socket:".into(), vm.socket.display().to_string()],
+        ["Console:".into(), vm.console.device.into()],
         ["Orlop:".into(), vm.version.clone()],
         ["Exits:".into(), counters(&vm.exits)],
     ];
@@ -203,23 +226,28 @@ mod tests {
             pid: 77,
             devices: vec![disk],
             exits: [("io_out".to_owned(), 9)].into(),
+            console: Some(api::Console {
+                device: ConsoleDevice::Virtio.into(),
+            }),
         };
         let vm = Description::new(answer, "/run/orlop/vm/web.sock".into());
         assert_eq!(
             text(&vm),
-            "Name:    web\n\
-             State:   running\n\
-             vCPUs:   2 of up to 4\n\
-             Memory:  512 MiB of up to 1024 MiB, on its way to 1024 MiB\n\
-             PID:     77\n\
-             Socket:  /run/orlop/vm/web.sock\n\
-             Orlop:   0.1.0\n\
-             Exits:   io_out=9\n\
+            "Name:     web\n\
+             State:    running\n\
+             vCPUs:    2 of up to 4\n\
+             Memory:   512 MiB of up to 1024 MiB, on its way to 1024 MiB\n\
+             PID:      77\n\
+             Socket:   /run/orlop/vm/web.sock\n\
+             Console:  virtio\n\
+             Orlop:    0.1.0\n\
+             Exits:    io_out=9\n\
              \n\
              DEVICE        KIND        ID         COUNTERS\n\
              0000:00:02.0  virtio-blk  1af4:1042  errors=0 reads=3\n"
         );
         let json = serde_json::to_value(&vm).unwrap();
         assert_eq!(json["devices"][0]["counters"]["reads"], 3);
+        assert_eq!(json["console"]["device"], "virtio");
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use orlop_vmm::config::{
-    BalloonConfig, ConsoleConfig, CpusConfig, DEFAULT_CMDLINE, DiskConfig, DiskFile, FsConfig,
+    BalloonConfig, ConsoleConfig, ConsoleDevice, CpusConfig, DiskConfig, DiskFile, FsConfig,
     KernelConfig, MOVABLE_MEMORY, MemoryConfig, NetConfig, TapConfig, VmConfig, VmName,
     VsockConfig,
 };
@@ -40,7 +40,7 @@ pub struct Arguments {
     /// The initramfs
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
-    /// The kernel's whole command line, in place of one that boots quickly with the console on the serial port
+    /// The kernel's whole command line, in place of one that boots quickly and names the console
     #[arg(long, value_name = "STRING")]
     cmdline: Option<String>,
     /// Processors; with max, `orlop resize` can change how many they are
@@ -61,9 +61,12 @@ pub struct Arguments {
         value_name = "tap=NAME[,queues=N]|fd=N[:N...][,mac=MAC][,vhost=auto|on|off]"
     )]
     nets: Vec<NetConfig>,
-    /// Where the serial port goes, beside `orlop console` [default: stdio, or null with --detach]
+    /// Where the console goes, beside `orlop console` [default: stdio, or null with --detach]
     #[arg(long, value_name = "stdio|null|file=FILE")]
     console: Option<ConsoleConfig>,
+    /// Which device the console is: the serial port (ttyS0), or a virtio-console (hvc0), which is quicker and as large as the terminal
+    #[arg(long, value_name = "serial|virtio", default_value = "serial")]
+    console_device: ConsoleDevice,
     /// Print the VM's name when its guest boots, and let it run on in the background
     #[arg(long, short)]
     detach: bool,
@@ -131,7 +134,9 @@ impl Arguments {
             kernel: KernelConfig {
                 kernel: self.kernel,
                 initramfs: self.initramfs,
-                cmdline: self.cmdline.unwrap_or_else(|| default_cmdline(self.memory)),
+                cmdline: self
+                    .cmdline
+                    .unwrap_or_else(|| default_cmdline(self.console_device, self.memory)),
             },
             vcpus: self.cpus,
             memory: self.memory,
@@ -139,6 +144,7 @@ impl Arguments {
             nets: self.nets,
             console,
             boots: !self.no_boot,
+            console_device: self.console_device,
             reboot: !self.no_reboot,
             api_socket: self.api_socket,
             vsock: self.vsock,
@@ -148,9 +154,9 @@ impl Arguments {
     }
 }
 
-fn default_cmdline(memory: MemoryConfig) -> String {
+fn default_cmdline(console: ConsoleDevice, memory: MemoryConfig) -> String {
     let grows = memory.pluggable() > 0;
-    DEFAULT_CMDLINE.to_owned() + if grows { MOVABLE_MEMORY } else { "" }
+    console.default_cmdline() + if grows { MOVABLE_MEMORY } else { "" }
 }
 
 /// Runs a VM to its end.
@@ -205,6 +211,7 @@ fn raise_open_files() {
 mod tests {
     use super::*;
     use clap::Parser as _;
+    use orlop_vmm::config::DEFAULT_CMDLINE;
 
     #[derive(clap::Parser)]
     struct Line {
@@ -223,6 +230,7 @@ mod tests {
         assert_eq!(config.vcpus.boot.get(), 1);
         assert_eq!(config.memory.size.bytes(), 256 << 20);
         assert_eq!(config.console, ConsoleConfig::Stdio);
+        assert_eq!(config.console_device, ConsoleDevice::Serial);
         assert_eq!(config.balloon, BalloonConfig::On(0));
         assert_eq!(config.kernel.cmdline, DEFAULT_CMDLINE);
         assert!(config.name.as_str().starts_with("vm-"));
@@ -243,6 +251,7 @@ mod tests {
             "--net=tap=orlop0,queues=2",
             "--net=fd=9,mac=02:00:00:00:00:01",
             "--console=null",
+            "--console-device=virtio",
             "--api-socket=s",
             "--vsock=socket=v,cid=7",
             "--fs=tag=t,socket=f",
@@ -255,6 +264,8 @@ mod tests {
         assert!(config.disks[1].serial.is_some());
         assert_eq!(config.nets.len(), 2);
         assert!(config.nets[1].mac.is_some());
+        assert_eq!(config.console, ConsoleConfig::Null);
+        assert_eq!(config.console_device, ConsoleDevice::Virtio);
         assert_eq!(config.vsock.unwrap().cid, 7);
         assert_eq!(config.fs[0].tag, "t");
         assert_eq!(config.balloon, BalloonConfig::On(512 << 20));
@@ -267,6 +278,14 @@ mod tests {
         let line = Line::try_parse_from(["run", "--kernel=k", "-d", "--console=stdio"]).unwrap();
         let error = line.run.into_config().unwrap_err().to_string();
         assert!(error.contains("orlop console"), "{error}");
+    }
+
+    #[test]
+    fn the_kernel_is_told_which_device_its_console_is() {
+        let config = config(&["--kernel=k", "--console-device=virtio"]).unwrap();
+        let cmdline = config.kernel.cmdline;
+        assert!(cmdline.starts_with("console=hvc0 quiet"), "{cmdline}");
+        assert!(!cmdline.contains("ttyS0"), "{cmdline}");
     }
 
     #[test]
@@ -293,6 +312,7 @@ mod tests {
             ("--disk=a", "path=FILE"),
             ("--net=orlop0", "tap=NAME"),
             ("--console=tty", "stdio, null or file=FILE"),
+            ("--console-device=hvc0", "serial or virtio"),
             ("--balloon=64M", "on, off or size=SIZE"),
             ("--name=a/b", "begins with a letter"),
         ] {

@@ -177,6 +177,7 @@ mod tests {
             wanted_memory_bytes: 0,
             max_memory_bytes: 0,
             socket: "s".into(),
+            console: Default::default(),
             devices: vec![Device {
                 address: "0000:00:01.0".into(),
                 kind: "virtio-rng".into(),

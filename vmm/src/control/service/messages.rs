@@ -2,6 +2,7 @@
 
 use orlop_proto::vmm::v1 as api;
 
+use crate::config::ConsoleDevice;
 use crate::control::{Refusal, State, Status};
 use crate::pci::Description;
 use crate::vm::Outcome;
@@ -33,6 +34,18 @@ impl From<Status> for api::DescribeResponse {
                 .into_iter()
                 .map(|(k, v)| (k.into(), v))
                 .collect(),
+            console: Some(api::Console {
+                device: api::ConsoleDevice::from(status.console).into(),
+            }),
+        }
+    }
+}
+
+impl From<ConsoleDevice> for api::ConsoleDevice {
+    fn from(device: ConsoleDevice) -> Self {
+        match device {
+            ConsoleDevice::Serial => api::ConsoleDevice::Serial,
+            ConsoleDevice::Virtio => api::ConsoleDevice::Virtio,
         }
     }
 }
@@ -79,6 +92,7 @@ impl From<Refusal> for tonic::Status {
             Refusal::NotBooted
             | Refusal::Paused(_)
             | Refusal::NoBalloon
+            | Refusal::NoSize(_)
             | Refusal::FixedVcpus
             | Refusal::FixedMemory
             | Refusal::Host(_) => tonic::Status::failed_precondition(refusal.to_string()),

@@ -15,6 +15,7 @@ use crate::config::{
 use crate::control::Resize;
 use crate::devices::virtio::net::PAIRS_MAX;
 use crate::pci::DeviceNumber;
+use crate::terminal::Size;
 
 /// How long a guest may take over something when a client does not say.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -127,6 +128,18 @@ pub(super) fn not_yet_resized(limit: Duration) -> String {
     format!(
         "the guest does not have the size that it is to have within {limit:?}; it goes on trying, and `orlop inspect` says how far it is"
     )
+}
+
+pub(super) fn size(request: &api::ResizeConsoleRequest) -> Result<Size, Status> {
+    let number = |number: u32| {
+        u16::try_from(number).map_err(|_| {
+            Status::invalid_argument(format!("a terminal is no {number} characters large"))
+        })
+    };
+    Ok(Size {
+        columns: number(request.width)?,
+        rows: number(request.height)?,
+    })
 }
 
 fn unless_empty<T: FromStr<Err = ParseError>>(text: &str) -> Result<Option<T>, Status> {

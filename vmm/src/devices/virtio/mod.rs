@@ -13,6 +13,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod console;
 pub mod fs;
 pub mod guest_io;
 pub mod interrupt;
@@ -51,6 +52,8 @@ pub enum Kind {
     Net = 1,
     /// 5.2
     Block = 2,
+    /// 5.3
+    Console = 3,
     /// 5.4
     Entropy = 4,
     /// 5.5
@@ -69,6 +72,7 @@ impl Kind {
         match self {
             Kind::Net => "virtio-net",
             Kind::Block => "virtio-blk",
+            Kind::Console => "virtio-console",
             Kind::Entropy => "virtio-rng",
             Kind::Balloon => "virtio-balloon",
             Kind::Vsock => "virtio-vsock",

@@ -9,7 +9,7 @@ use orlop_proto::vmm::v1 as api;
 use orlop_proto::vmm::v1::vmm_client::VmmClient;
 use tonic::transport::Channel;
 
-use crate::config::{BalloonConfig, KernelConfig};
+use crate::config::{BalloonConfig, ConsoleConfig, ConsoleDevice, KernelConfig};
 use crate::devices::pci_hotplug::PciHotplug;
 use crate::devices::virtio::test_driver::ram;
 use crate::devices::virtio::transport::test_wires::Wires;
@@ -32,19 +32,24 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new() -> Self {
-        Bench::with(true)
+        Bench::with(true, ConsoleDevice::Serial)
     }
 
     /// One whose guest waits to be booted.
     pub(super) fn created() -> Self {
-        Bench::with(false)
+        Bench::with(false, ConsoleDevice::Serial)
     }
 
-    fn with(boots: bool) -> Self {
+    /// One whose console is this device.
+    pub(super) fn with_console(device: ConsoleDevice) -> Self {
+        Bench::with(true, device)
+    }
+
+    fn with(boots: bool, device: ConsoleDevice) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (controller, messages) = mpsc::channel();
         let news = News::default();
-        let (console, writer) = console::Console::open(&ConsoleConfig::Null).unwrap();
+        let (console, writer) = console::Console::open(&ConsoleConfig::Null, device).unwrap();
         let listener = socket::listen(&directory.path().join("vm.sock")).unwrap();
         let weak = Arc::downgrade(&console);
         let server = Server::start(listener, controller.clone(), news.clone(), weak).unwrap();
@@ -114,6 +119,7 @@ pub(super) fn config() -> VmConfig {
         nets: Vec::new(),
         console: ConsoleConfig::Null,
         boots: true,
+        console_device: ConsoleDevice::Serial,
         reboot: true,
         api_socket: None,
         vsock: None,
@@ -175,6 +181,8 @@ pub(super) enum Verb {
     Resize,
     /// For one that was never begun.
     WaitOperation,
+    /// Of a serial port.
+    ResizeConsole,
 }
 
 pub(super) fn disk(path: &str) -> api::AddDiskRequest {
@@ -226,6 +234,11 @@ pub(super) async fn call(client: &mut VmmClient<Channel>, verb: Verb) -> Result<
         Verb::WaitOperation => {
             let request = api::WaitOperationRequest { id: 1 };
             client.wait_operation(request).await.map(drop)
+        }
+        Verb::ResizeConsole => {
+            let (width, height) = (80, 25);
+            let request = api::ResizeConsoleRequest { width, height };
+            client.resize_console(request).await.map(drop)
         }
         Verb::RemoveDevice => client.remove_device(removal("00:1f.0")).await.map(drop),
         Verb::Events => client.events(api::EventsRequest {}).await.map(drop),

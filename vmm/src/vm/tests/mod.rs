@@ -16,7 +16,9 @@ use tonic::Code;
 use self::bench::{Bench, Verb, call, disk, removal, run};
 use super::*;
 use crate::bus::Device as _;
+use crate::config::{ConsoleConfig, ConsoleDevice};
 use crate::devices::pci_hotplug::EJECT;
+use crate::devices::virtio::Device as _;
 
 #[test]
 fn calls_to_a_vm_that_has_ended_end_as_well() {
@@ -231,6 +233,43 @@ fn a_console_has_many_users() {
         assert_eq!(typed, b"root");
     });
     bench.kill();
+}
+
+#[test]
+fn a_console_is_as_large_as_the_last_client_says() {
+    let bench = Bench::with_console(ConsoleDevice::Virtio);
+    let hvc = bench.console.hvc().unwrap();
+    run(async {
+        let mut client = bench.client().await;
+        let mut other = bench.client().await;
+        let size = |width, height| api::ResizeConsoleRequest { width, height };
+        client.resize_console(size(80, 25)).await.unwrap();
+        other.resize_console(size(132, 50)).await.unwrap();
+        assert_eq!(*hvc.config(), [132, 0, 50, 0]);
+        for wrong in [size(1 << 16, 1), size(1, u32::MAX)] {
+            let status = client.resize_console(wrong).await.unwrap_err();
+            assert_eq!(status.code(), Code::InvalidArgument);
+        }
+        call(&mut client, Verb::Pause).await.unwrap();
+        client
+            .resize_console(size(u16::MAX.into(), 0))
+            .await
+            .unwrap();
+        assert_eq!(*hvc.config(), [255, 255, 0, 0]);
+    });
+    bench.kill();
+}
+
+#[test]
+fn what_is_typed_for_a_guest_that_was_reset_is_not_for_the_next() {
+    let (console, _writer) =
+        console::Console::open(&ConsoleConfig::Null, ConsoleDevice::Virtio).unwrap();
+    assert!(console.feed(b"rm -rf /\n").is_empty());
+    console.reset();
+    let full = vec![b'x'; 1 << 20];
+    let held_back = console.feed(&full).len();
+    console.reset();
+    assert_eq!(console.feed(&full).len(), held_back);
 }
 
 #[test]

@@ -34,6 +34,16 @@ fn every_call_in_every_state() {
         (Running, Verb::AddNet, Refused(Code::InvalidArgument)),
         (Running, Verb::RemoveDevice, Refused(Code::NotFound)),
         (Running, Verb::SetBalloon, Refused(Code::FailedPrecondition)),
+        (
+            Running,
+            Verb::ResizeConsole,
+            Refused(Code::FailedPrecondition),
+        ),
+        (
+            Paused,
+            Verb::ResizeConsole,
+            Refused(Code::FailedPrecondition),
+        ),
         (Paused, Verb::SetBalloon, Refused(Code::FailedPrecondition)),
         (Running, Verb::Resize, Refused(Code::FailedPrecondition)),
         (Paused, Verb::Resize, Refused(Code::FailedPrecondition)),
@@ -74,6 +84,11 @@ fn every_call_in_every_state() {
         (
             Created,
             Verb::RemoveDevice,
+            Refused(Code::FailedPrecondition),
+        ),
+        (
+            Created,
+            Verb::ResizeConsole,
             Refused(Code::FailedPrecondition),
         ),
         (Created, Verb::SetBalloon, Refused(Code::FailedPrecondition)),

@@ -342,7 +342,7 @@ fn class(kind: Kind) -> [u8; 3] {
         Kind::Net => [0x02, 0x00, 0x00],
         Kind::Block | Kind::FileSystem => [0x01, 0x80, 0x00],
         Kind::Balloon | Kind::Memory => [0x05, 0x80, 0x00],
-        Kind::Vsock => [0x07, 0x80, 0x00],
+        Kind::Console | Kind::Vsock => [0x07, 0x80, 0x00],
         Kind::Entropy => [0x10, 0x00, 0x00],
     }
 }
