@@ -72,6 +72,12 @@ const ATTACKS: &[&str] = &[
     "balloon-report-outside-ram",
     "balloon-report-of-the-rings",
     "balloon-reset-in-flight",
+    "console-output-to-be-written",
+    "console-output-of-zero-length",
+    "console-output-outside-ram",
+    "console-one-queue-only",
+    "console-size-written",
+    "console-reset-in-flight",
 ];
 
 /// Lets the guest begin so many rounds.
@@ -94,6 +100,8 @@ fn a_guest_that_breaks_every_rule_costs_itself_its_devices_and_the_host_nothing(
 
     let mut command = Command::new(build::programs_directory().join("orlop"));
     command.args(["run", "--name", "hostile", "--no-reboot"]);
+    // The guest speaks by its serial port, and the other console's words are shown as well.
+    command.args(["--console-device", "virtio"]);
     command.args(["--memory", &format!("{MEMORY_MIB}M")]);
     command.arg("--kernel").arg(build::hostile_guest());
     command

@@ -12,7 +12,8 @@
 //! - [`runtime`]: what the compiler takes for granted;
 //! - [`ports`], [`mmio`], [`ram`]: the three ways to reach something; [`serial`]: printing;
 //! - [`pci`]: finding functions; [`device`]: the registers of a virtio device; [`ring`]: a split virtqueue's memory;
-//! - [`driver`]: how a device is brought up rightly; [`disk`], [`entropy`] and [`balloon`]: what to ask of the devices;
+//! - [`driver`]: how a device is brought up rightly; [`disk`], [`entropy`], [`balloon`] and [`console`]: what to ask of the
+//!   devices;
 //! - [`stage`]: all devices, and what must hold after every attack.
 
 #![no_std]
@@ -24,6 +25,7 @@ mod serial;
 mod attacks;
 mod balloon;
 mod boot;
+mod console;
 mod device;
 mod disk;
 mod driver;

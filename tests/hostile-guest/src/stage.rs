@@ -2,6 +2,7 @@
 
 use crate::attacks::Attack;
 use crate::balloon::{self, Balloon};
+use crate::console::{self, Console};
 use crate::device::Device;
 use crate::disk::{self, Disk};
 use crate::entropy::{self, Entropy};
@@ -20,6 +21,8 @@ pub struct Stage {
     pub entropy: Entropy,
     /// The balloon.
     pub balloon: Balloon,
+    /// The console.
+    pub console: Console,
     /// Where RAM ends, below the hole.
     pub ram_end: u64,
 }
@@ -32,10 +35,12 @@ impl Stage {
         let disk = there("the disk", Device::find(disk::KIND))?;
         let entropy = there("the source of randomness", Device::find(entropy::KIND))?;
         let balloon = there("the balloon", Device::find(balloon::KIND))?;
+        let console = there("the console", Device::find(console::KIND))?;
         let mut stage = Stage {
             disk: Disk::new(disk, ram::ARENA.start),
             entropy: Entropy::new(entropy, ram::ARENA.start + SHARE),
             balloon: Balloon::new(balloon, ram::ARENA.start + 2 * SHARE),
+            console: Console::new(console, ram::ARENA.start + 3 * SHARE),
             ram_end,
         };
         stage.all_is_well()?;
@@ -60,6 +65,7 @@ impl Stage {
         self.disk.works()?;
         self.entropy.driver.bring_up()?;
         self.entropy.works()?;
-        self.balloon.works()
+        self.balloon.works()?;
+        self.console.works()
     }
 }

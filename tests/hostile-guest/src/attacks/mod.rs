@@ -6,11 +6,13 @@
 //! - [`requests`]: what is asked of the disk;
 //! - [`registers`]: writes at the wrong time, selectors and vectors out of range; [`accesses`]: the wrong sizes and places;
 //! - [`randomness`]: the worst of these, done to another device;
-//! - [`balloon`]: what is not the guest's to give.
+//! - [`balloon`]: what is not the guest's to give;
+//! - [`console`]: queues that are used the wrong way round.
 
 mod accesses;
 mod balloon;
 mod chains;
+mod console;
 mod heads;
 mod indirect;
 mod layout;
@@ -55,6 +57,7 @@ pub fn all() -> impl Iterator<Item = &'static Attack> {
         accesses::ATTACKS,
         randomness::ATTACKS,
         balloon::ATTACKS,
+        console::ATTACKS,
     ]
     .into_iter()
     .flatten()
