@@ -3,6 +3,7 @@
 mod size;
 
 use std::io::{self, Read as _};
+use std::os::fd::{AsFd, AsRawFd as _};
 
 pub use self::size::Size;
 
@@ -48,6 +49,22 @@ fn checked(result: libc::c_int) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Makes `terminal` pass on each byte as it is, both ways.
+///
+/// # Errors
+/// When it is no terminal.
+pub fn make_raw(terminal: &impl AsFd) -> io::Result<()> {
+    let fd = terminal.as_fd().as_raw_fd();
+    // SAFETY: all zeros is a valid `termios`, which the call overwrites.
+    let mut mode = unsafe { std::mem::zeroed() };
+    // SAFETY: `mode` lives through the call.
+    checked(unsafe { libc::tcgetattr(fd, &raw mut mode) })?;
+    // SAFETY: `mode` lives through the call, and was filled in.
+    unsafe { libc::cfmakeraw(&raw mut mode) };
+    // SAFETY: `mode` lives through the call.
+    checked(unsafe { libc::tcsetattr(fd, libc::TCSANOW, &raw const mode) })
 }
 
 /// Ctrl-A begins a command to the VMM.

@@ -6,13 +6,15 @@ use std::str::FromStr;
 use super::DEFAULT_CMDLINE;
 use super::parse::ParseError;
 
-/// Where the console goes: `stdio`, `null` or `file=F`.
+/// Where the console goes: `stdio`, `null`, `pty` or `file=F`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConsoleConfig {
     /// To and from the terminal.
     Stdio,
     /// Nowhere.
     Null,
+    /// To and from a pseudo-terminal of its own.
+    Pty,
     /// To a file, which is made if it is absent and appended to if not.
     File(PathBuf),
 }
@@ -34,8 +36,9 @@ impl FromStr for ConsoleConfig {
         match (text, text.strip_prefix("file=")) {
             ("stdio", _) => Ok(ConsoleConfig::Stdio),
             ("null", _) => Ok(ConsoleConfig::Null),
+            ("pty", _) => Ok(ConsoleConfig::Pty),
             (_, Some(path)) if !path.is_empty() => Ok(ConsoleConfig::File(path.into())),
-            _ => Err(ParseError::new("write stdio, null or file=FILE")),
+            _ => Err(ParseError::new("write stdio, null, pty or file=FILE")),
         }
     }
 }
@@ -76,13 +79,14 @@ mod tests {
         for (text, console) in [
             ("stdio", ConsoleConfig::Stdio),
             ("null", ConsoleConfig::Null),
+            ("pty", ConsoleConfig::Pty),
             ("file=a,b", ConsoleConfig::File("a,b".into())),
         ] {
             assert_eq!(text.parse(), Ok(console), "{text}");
         }
-        for text in ["", "file", "file=", "tty", "STDIO"] {
+        for text in ["", "file", "file=", "pty=", "tty", "STDIO"] {
             let error = text.parse::<ConsoleConfig>().unwrap_err().to_string();
-            assert!(error.contains("null or file=FILE"), "{text}: {error}");
+            assert!(error.contains("pty or file=FILE"), "{text}: {error}");
         }
     }
 

@@ -7,6 +7,7 @@ pub mod news;
 pub mod service;
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 
 use tokio::sync::oneshot;
@@ -212,6 +213,8 @@ pub struct Status {
     pub most_memory: u64,
     /// Which device its console is.
     pub console: ConsoleDevice,
+    /// The pseudo-terminal that the console goes to, if any.
+    pub pty: Option<PathBuf>,
     /// What is on its PCI bus.
     pub devices: Vec<Description>,
     /// How often its vCPUs have left the guest since it booted, by reason.

@@ -1,4 +1,4 @@
-//! The guest's console: what it writes goes to a terminal, a file or nowhere, and what is typed there comes to it.
+//! The guest's console: what it writes goes to a terminal, a file, a pty or nowhere, and what is typed there comes to it.
 //!
 //! The guest has a serial port (COM1, a 16550A) in any case. It is the console unless the user wants a virtio-console in its place; then what
 //! is typed goes there, and what the guest writes to either is shown.
@@ -9,9 +9,11 @@
 pub mod audience;
 mod backlog;
 pub mod output;
+pub mod pty;
 
 use std::fs::OpenOptions;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_superio::Serial;
@@ -21,6 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::audience::{Audience, Listener};
 use self::output::{Dropped, Output, Writer};
+use self::pty::Pty;
 use crate::bus;
 use crate::config::{ConsoleConfig, ConsoleDevice};
 use crate::devices::virtio::console::{Hvc, Line};
@@ -38,6 +41,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The pseudo-terminal.
+    #[error("cannot have a pty for the console; try another --console")]
+    Pty(#[source] io::Error),
     /// No thread, no eventfd.
     #[error("cannot start the console")]
     System(#[from] io::Error),
@@ -60,6 +66,7 @@ pub struct Console {
     /// What stands behind the virtio-console, if there is one.
     line: Option<Line>,
     audience: Arc<Audience>,
+    pty: Option<Arc<Pty>>,
 }
 
 /// The serial port's interrupt.
@@ -77,13 +84,14 @@ impl Console {
     /// Opens the console's other end.
     ///
     /// # Errors
-    /// When the file cannot be opened.
+    /// When the file cannot be opened, or there is no pty to be had.
     pub fn open(
         config: &ConsoleConfig,
         device: ConsoleDevice,
     ) -> Result<(Arc<Self>, Writer), Error> {
         let audience = Arc::new(Audience::default());
         let dropped = Dropped::default();
+        let mut pty = None;
         let start = |sink: Box<dyn io::Write + Send>| {
             Writer::start(sink, audience.clone(), dropped.clone())
         };
@@ -101,6 +109,10 @@ impl Console {
                     })?;
                 start(Box::new(file))?
             }
+            ConsoleConfig::Pty => {
+                let pty = pty.insert(Arc::new(Pty::open().map_err(Error::Pty)?));
+                start(Box::new(pty::Sink::new(pty.clone(), dropped.clone())))?
+            }
         };
         let irq = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let line = match device {
@@ -114,6 +126,7 @@ impl Console {
             output,
             line,
             audience,
+            pty,
         };
         Ok((Arc::new(console), writer))
     }
@@ -131,6 +144,16 @@ impl Console {
     /// The virtio-console, if that is the console; idle.
     pub fn hvc(&self) -> Option<Hvc> {
         self.line.clone().map(Hvc::new)
+    }
+
+    /// The pseudo-terminal, if that is the other end.
+    pub fn pty(&self) -> Option<&Arc<Pty>> {
+        self.pty.as_ref()
+    }
+
+    /// Where the pseudo-terminal is, if that is the other end.
+    pub fn path(&self) -> Option<&Path> {
+        self.pty.as_ref().map(|pty| pty.path())
     }
 
     /// The state after power-on, with the same other end: for a guest that boots again. A size stays.

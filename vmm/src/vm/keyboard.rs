@@ -1,4 +1,4 @@
-//! Standard input as the guest's keyboard. On a terminal Ctrl-A x ends the VM.
+//! The guest's keyboard: standard input, or a pseudo-terminal of its own. On a terminal Ctrl-A x ends the VM.
 
 use std::io::{self, IsTerminal};
 use std::sync::{Arc, Weak};
@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::Controller;
 use crate::config::ConsoleConfig;
 use crate::control::Message;
-use crate::devices::console::Console;
+use crate::devices::console::{Console, pty};
+use crate::devices::virtio::worker::Worker;
 use crate::terminal::{self, End, Keys, Raw, Size};
 
 /// How long to wait for the guest to read what it has.
@@ -21,6 +22,8 @@ const LEAVE: u8 = b'x';
 pub(super) struct Keyboard {
     /// The terminal that the VMM runs on, which is as it was again when this is dropped.
     terminal: Option<Raw>,
+    /// Reads the pseudo-terminal. Held for what its end means.
+    _pty: Option<Worker<()>>,
 }
 
 impl Keyboard {
@@ -35,6 +38,9 @@ impl Keyboard {
         if *config == ConsoleConfig::Stdio {
             keyboard.terminal = read_standard_input(weak, controller)?;
             keyboard.follow_size(console);
+        } else if let Some(pty) = console.pty() {
+            let reader = pty::listen(pty.clone(), weak).map_err(io::Error::other)?;
+            keyboard._pty = Some(reader);
         }
         Ok(keyboard)
     }

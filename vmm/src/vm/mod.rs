@@ -20,6 +20,7 @@ mod signals;
 mod tests;
 
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
@@ -45,13 +46,14 @@ use crate::socket::{self, Unlink};
 use crate::state::StateDirectory;
 use crate::vcpu::{Gate, Phase};
 
-/// Builds the VM and runs it to its end. `ready` is called when all is there and the guest is about to boot for the first time.
+/// Builds the VM and runs it to its end. `ready` is called when all is there and the guest is about to boot for the first time; it hears
+/// where the console is, if that is a pseudo-terminal.
 ///
 /// # Errors
 /// When it cannot be built, at first or for a guest that resets itself; or `ready` fails. All else that happens is an [`Outcome`].
 pub fn run(
     config: VmConfig,
-    ready: impl FnOnce(&VmConfig) -> std::io::Result<()> + 'static,
+    ready: impl FnOnce(&VmConfig, Option<&Path>) -> std::io::Result<()> + 'static,
 ) -> Result<Outcome, Error> {
     let (controller, messages) = mpsc::channel();
     // Before any thread exists, so that all of them leave these signals to the one that waits for them.
@@ -85,7 +87,7 @@ const SETTLING: Duration = Duration::from_millis(100);
 type Controller = Sender<Message>;
 
 /// Hears that all is there.
-type Ready = Box<dyn FnOnce(&VmConfig) -> std::io::Result<()>>;
+type Ready = Box<dyn FnOnce(&VmConfig, Option<&Path>) -> std::io::Result<()>>;
 
 /// A VM, over all lives of its guest.
 struct Vm {
@@ -148,7 +150,8 @@ impl Vm {
             front.welcome(&self.config, &self.controller, &self.news)?;
         }
         if let Some(ready) = self.ready.take() {
-            ready(&self.config).map_err(|e| Error::System("go into the background", e))?;
+            ready(&self.config, self.pty())
+                .map_err(|e| Error::System("go into the background", e))?;
         }
         if life > 0 || self.config.boots {
             self.boot(&mut machine);
@@ -216,6 +219,11 @@ impl Vm {
                 }
             }
         }
+    }
+
+    /// The pseudo-terminal that the console goes to, if any.
+    fn pty(&self) -> Option<&Path> {
+        self.front.as_ref().and_then(|front| front.console.path())
     }
 
     /// The VM's paths first: once nobody listens there, they may be another VM's. Then devices, then those who look on.

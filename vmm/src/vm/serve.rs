@@ -9,6 +9,8 @@
 //!
 //! A guest that stands still hears nothing: what it would have to hear is refused then.
 
+use std::path::Path;
+
 use super::{Machine, Outcome, Vm, build};
 use crate::config::DeviceConfig;
 use crate::control::news::Happening;
@@ -162,6 +164,7 @@ impl Vm {
             wanted_memory: with(mem::Target::requested),
             most_memory: with(mem::Target::most),
             console: self.config.console_device,
+            pty: self.pty().map(Path::to_owned),
             devices: machine.bays.bus().describe(),
             exits: exits::sum(vcpus.map(Vcpu::exits)).collect(),
         }

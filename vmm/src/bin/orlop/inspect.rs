@@ -57,6 +57,9 @@ pub struct Description {
 #[derive(Debug, Default, Serialize)]
 pub struct Console {
     pub device: &'static str,
+    /// The pseudo-terminal that it goes to, if any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pty: Option<String>,
 }
 
 /// A device on its PCI bus.
@@ -98,6 +101,7 @@ impl From<api::Console> for Console {
                 ConsoleDevice::Virtio => "virtio",
                 ConsoleDevice::Unspecified => "unknown",
             },
+            pty: (!console.pty.is_empty()).then_some(console.pty),
         }
     }
 }
@@ -144,6 +148,8 @@ async fn describe(target: &Target) -> anyhow::Result<Description> {
 }
 
 fn text(vm: &Description) -> String {
+    let pty = vm.console.pty.iter().map(String::as_str);
+    let console: Vec<_> = std::iter::once(vm.console.device).chain(pty).collect();
     let facts = [
         ["Name:".into(), vm.name.clone()],
         ["State:".into(), vm.state.into()],
@@ -151,7 +157,7 @@ fn text(vm: &Description) -> String {
         ["Memory:".into(), memory(vm)],
         ["PID:".into(), vm.pid.to_string()],
         ["Socket:".into(), vm.socket.display().to_string()],
-        ["Console:".into(), vm.console.device.into()],
+        ["Console:".into(), console.join(" ")],
         ["Orlop:".into(), vm.version.clone()],
         ["Exits:".into(), counters(&vm.exits)],
     ];
@@ -228,6 +234,7 @@ mod tests {
             exits: [("io_out".to_owned(), 9)].into(),
             console: Some(api::Console {
                 device: ConsoleDevice::Virtio.into(),
+                pty: "/dev/pts/5".into(),
             }),
         };
         let vm = Description::new(answer, "/run/orlop/vm/web.sock".into());
@@ -239,7 +246,7 @@ mod tests {
              Memory:   512 MiB of up to 1024 MiB, on its way to 1024 MiB\n\
              PID:      77\n\
              Socket:   /run/orlop/vm/web.sock\n\
-             Console:  virtio\n\
+             Console:  virtio /dev/pts/5\n\
              Orlop:    0.1.0\n\
              Exits:    io_out=9\n\
              \n\
@@ -248,6 +255,6 @@ mod tests {
         );
         let json = serde_json::to_value(&vm).unwrap();
         assert_eq!(json["devices"][0]["counters"]["reads"], 3);
-        assert_eq!(json["console"]["device"], "virtio");
+        assert_eq!(json["console"]["pty"], "/dev/pts/5");
     }
 }

@@ -62,7 +62,7 @@ pub struct Arguments {
     )]
     nets: Vec<NetConfig>,
     /// Where the console goes, beside `orlop console` [default: stdio, or null with --detach]
-    #[arg(long, value_name = "stdio|null|file=FILE")]
+    #[arg(long, value_name = "stdio|null|pty|file=FILE")]
     console: Option<ConsoleConfig>,
     /// Which device the console is: the serial port (ttyS0), or a virtio-console (hvc0), which is quicker and as large as the terminal
     #[arg(long, value_name = "serial|virtio", default_value = "serial")]
@@ -175,9 +175,19 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     raise_open_files();
     let config = arguments.into_config()?;
     let log = background.is_some().then(|| Background::log(&config.name));
-    let outcome = vm::run(config, |config| match background {
-        Some(background) => background.go(&config.name),
-        None => Ok(()),
+    let outcome = vm::run(config, |config, pty| {
+        let name = &config.name;
+        if let Some(pty) = pty {
+            eprintln!(
+                "orlop: the console of {} is {}",
+                name.as_str(),
+                pty.display()
+            );
+        }
+        match background {
+            Some(background) => background.go(name),
+            None => Ok(()),
+        }
     })?;
     if let (Some(log), Outcome::PoweredOff | Outcome::Reset | Outcome::Killed) = (log, &outcome) {
         // One that is gone already is what is wanted.
@@ -250,7 +260,7 @@ mod tests {
             "--disk=path=b,readonly,serial=root",
             "--net=tap=orlop0,queues=2",
             "--net=fd=9,mac=02:00:00:00:00:01",
-            "--console=null",
+            "--console=pty",
             "--console-device=virtio",
             "--api-socket=s",
             "--vsock=socket=v,cid=7",
@@ -264,7 +274,7 @@ mod tests {
         assert!(config.disks[1].serial.is_some());
         assert_eq!(config.nets.len(), 2);
         assert!(config.nets[1].mac.is_some());
-        assert_eq!(config.console, ConsoleConfig::Null);
+        assert_eq!(config.console, ConsoleConfig::Pty);
         assert_eq!(config.console_device, ConsoleDevice::Virtio);
         assert_eq!(config.vsock.unwrap().cid, 7);
         assert_eq!(config.fs[0].tag, "t");
@@ -311,7 +321,7 @@ mod tests {
             ("--memory=1", "whole MiB"),
             ("--disk=a", "path=FILE"),
             ("--net=orlop0", "tap=NAME"),
-            ("--console=tty", "stdio, null or file=FILE"),
+            ("--console=tty", "stdio, null, pty or file=FILE"),
             ("--console-device=hvc0", "serial or virtio"),
             ("--balloon=64M", "on, off or size=SIZE"),
             ("--name=a/b", "begins with a letter"),

@@ -36,6 +36,10 @@ impl From<Status> for api::DescribeResponse {
                 .collect(),
             console: Some(api::Console {
                 device: api::ConsoleDevice::from(status.console).into(),
+                // It is /dev/pts and a number.
+                pty: status
+                    .pty
+                    .map_or_else(String::new, |pty| pty.display().to_string()),
             }),
         }
     }
