@@ -56,6 +56,27 @@ pub fn listen_anew(path: &Path) -> io::Result<UnixListener> {
     }
 }
 
+/// A socket that listens, and its only client, connected already. For a moment it has a name in `directory`, which must be this user's
+/// alone; nobody can connect to it any more when this returns.
+///
+/// # Errors
+/// What the system says.
+pub fn with_client(directory: &Path) -> io::Result<(UnixListener, UnixStream)> {
+    // All who do this, one at a time; so what is there was left by one who was killed.
+    let _lock = lock(directory)?;
+    let path = directory.join("handover");
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = listen(&path)?;
+    let unlink = Unlink::later(&path);
+    let client = UnixStream::connect(&path)?;
+    drop(unlink);
+    listener.set_nonblocking(false)?;
+    Ok((listener, client))
+}
+
 /// Waits to be the only one who makes or removes sockets in a directory, for as long as the file is open.
 ///
 /// # Errors
@@ -86,6 +107,8 @@ impl Drop for Unlink {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
 
     #[test]
@@ -119,6 +142,21 @@ mod tests {
             let listening = listeners.iter().filter(|listener| listener.is_ok());
             assert_eq!(listening.count(), 1, "{listeners:?}");
             assert!(UnixStream::connect(path).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_socket_with_a_client_has_no_name() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(listen(&dir.path().join("handover")).unwrap());
+        for _ in 0..2 {
+            let (listener, client) = with_client(dir.path()).unwrap();
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+            let (server, _) = listener.accept().unwrap();
+            (&client).write_all(b"x").unwrap();
+            let mut byte = [0];
+            (&server).read_exact(&mut byte).unwrap();
+            assert_eq!(byte, *b"x");
         }
     }
 

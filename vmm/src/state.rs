@@ -33,6 +33,14 @@ impl StateDirectory {
         &self.0
     }
 
+    /// Makes it, if it is not there.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn make(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.0)
+    }
+
     /// The place of a VM's control socket.
     #[must_use]
     pub fn socket(&self, name: &VmName) -> PathBuf {

@@ -2,6 +2,8 @@
 
 mod balloon;
 mod console;
+mod fs;
+mod memory;
 mod net;
 mod parse;
 mod size;
@@ -11,6 +13,8 @@ use std::path::PathBuf;
 
 pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, ConsoleDevice};
+pub use fs::{FsBackend, FsConfig, FsTag, ShareConfig};
+pub use memory::{HugePages, MemoryBacking};
 pub use net::{MacAddress, NetConfig, TapConfig, TapName, VhostConfig};
 pub use parse::{ParseError, mebibytes};
 pub use size::{CpusConfig, MemoryConfig};
@@ -55,6 +59,8 @@ pub enum DeviceConfig {
     Disk(DiskConfig),
     /// A network card.
     Net(NetConfig),
+    /// A shared directory.
+    Fs(FsConfig),
 }
 
 /// What a VM boots.
@@ -118,13 +124,4 @@ pub struct VsockConfig {
     pub socket: PathBuf,
     /// The guest's context id: at least 3.
     pub cid: u32,
-}
-
-/// A shared directory: `tag=T,socket=PATH`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FsConfig {
-    /// The name under which the guest mounts it.
-    pub tag: String,
-    /// Where its vhost-user backend listens.
-    pub socket: PathBuf,
 }

@@ -5,9 +5,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::{
-    DiskConfig, DiskFile, DiskSerial, FsConfig, MemorySize, VcpuCount, VmName, VsockConfig,
-};
+use super::{DiskConfig, DiskFile, DiskSerial, MemorySize, VcpuCount, VmName, VsockConfig};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -201,28 +199,6 @@ impl FromStr for VsockConfig {
     }
 }
 
-impl FromStr for FsConfig {
-    type Err = ParseError;
-
-    fn from_str(text: &str) -> Result<Self, ParseError> {
-        /// The room for a tag (virtio 1.2, 5.11.4).
-        const TAG_MAX: usize = 36;
-        let mut fields = Fields::of(text, "tag=TAG,socket=PATH")?;
-        let tag = fields.required("tag")?;
-        if tag.len() > TAG_MAX {
-            return Err(ParseError(format!(
-                "tag={tag}: a tag has at most {TAG_MAX} bytes"
-            )));
-        }
-        let fs = FsConfig {
-            tag,
-            socket: fields.path("socket")?,
-        };
-        fields.end()?;
-        Ok(fs)
-    }
-}
-
 /// `key=value` and `key`, separated by commas.
 pub(super) struct Fields<'t> {
     form: &'static str,
@@ -245,6 +221,14 @@ impl<'t> Fields<'t> {
         Ok(Fields { form, fields })
     }
 
+    /// None of them.
+    pub(super) fn none(form: &'static str) -> Self {
+        Fields {
+            form,
+            fields: Vec::new(),
+        }
+    }
+
     pub(super) fn take(&mut self, key: &str) -> Option<&'t str> {
         let at = self
             .fields
@@ -253,7 +237,7 @@ impl<'t> Fields<'t> {
         self.fields.remove(at).1
     }
 
-    fn required(&mut self, key: &str) -> Result<String, ParseError> {
+    pub(super) fn required(&mut self, key: &str) -> Result<String, ParseError> {
         match self.take(key) {
             Some(value) if !value.is_empty() => Ok(value.into()),
             _ => Err(self.missing(key)),
@@ -264,11 +248,11 @@ impl<'t> Fields<'t> {
         ParseError(format!("{what} is missing; write {}", self.form))
     }
 
-    fn path(&mut self, key: &str) -> Result<PathBuf, ParseError> {
+    pub(super) fn path(&mut self, key: &str) -> Result<PathBuf, ParseError> {
         self.required(key).map(PathBuf::from)
     }
 
-    fn flag(&mut self, key: &str) -> bool {
+    pub(super) fn flag(&mut self, key: &str) -> bool {
         let at = self
             .fields
             .iter()

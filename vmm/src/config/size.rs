@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use super::parse::{Fields, ParseError};
-use super::{MemorySize, VcpuCount};
+use super::{HugePages, MemoryBacking, MemorySize, VcpuCount};
 use crate::memory::pluggable;
 
 /// Processors: `N[,max=N]`.
@@ -15,13 +15,15 @@ pub struct CpusConfig {
     pub most: Option<VcpuCount>,
 }
 
-/// Memory: `SIZE[,max=SIZE]`.
+/// Memory: `SIZE[,max=SIZE][,shared][,hugepages=2M|1G]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryConfig {
     /// How much RAM the VM has at least, and boots with.
     pub size: MemorySize,
     /// How much memory it may have, if that may change.
     pub most: Option<MemorySize>,
+    /// What it is made of.
+    pub backing: MemoryBacking,
 }
 
 impl CpusConfig {
@@ -35,7 +37,9 @@ impl FromStr for CpusConfig {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let (boot, most) = with_most(text, "N[,max=N]")?;
+        let (boot, mut fields) = first_and(text, "N[,max=N]")?;
+        let most = fields.take("max");
+        fields.end()?;
         let boot: VcpuCount = boot.parse()?;
         let most: Option<VcpuCount> = most.map(str::parse).transpose()?;
         if most.is_some_and(|most| most.get() < boot.get()) {
@@ -55,15 +59,35 @@ impl MemoryConfig {
     }
 }
 
+impl MemoryConfig {
+    /// Whether it can consist of these pages.
+    fn fits(self, pages: HugePages) -> Result<(), ParseError> {
+        let size = self.size;
+        if !size.bytes().is_multiple_of(pages.bytes()) {
+            return Err(ParseError::new(format!(
+                "{size} of memory are no whole number of huge pages of {pages}: give a multiple of that, or leave out hugepages="
+            )));
+        }
+        if self.most.is_some() {
+            return Err(ParseError::new(
+                "memory that comes and goes is not in huge pages, which stay the VM's: leave out max= or hugepages=",
+            ));
+        }
+        Ok(())
+    }
+}
+
 impl FromStr for MemoryConfig {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let (size, most) = with_most(text, "SIZE[,max=SIZE]")?;
+        let (size, mut fields) = first_and(text, "SIZE[,max=SIZE][,shared][,hugepages=2M|1G]")?;
         let memory = MemoryConfig {
             size: size.parse()?,
-            most: most.map(str::parse).transpose()?,
+            most: fields.take("max").map(str::parse).transpose()?,
+            backing: MemoryBacking::of(&mut fields)?,
         };
+        fields.end()?;
         if memory
             .most
             .is_some_and(|most| most.bytes() < memory.size.bytes())
@@ -71,6 +95,9 @@ impl FromStr for MemoryConfig {
             return Err(ParseError::new(
                 "max is less than the memory that the VM boots with",
             ));
+        }
+        if let Some(pages) = memory.backing.hugepages {
+            memory.fits(pages)?;
         }
         let block = pluggable::block_size(memory.pluggable());
         if !memory.pluggable().is_multiple_of(block) {
@@ -83,18 +110,12 @@ impl FromStr for MemoryConfig {
     }
 }
 
-/// The first value, and what `max` is.
-fn with_most<'t>(
-    text: &'t str,
-    form: &'static str,
-) -> Result<(&'t str, Option<&'t str>), ParseError> {
-    let Some((first, rest)) = text.split_once(',') else {
-        return Ok((text, None));
-    };
-    let mut fields = Fields::of(rest, form)?;
-    let most = fields.take("max");
-    fields.end()?;
-    Ok((first, most))
+/// The first value, and what follows it.
+fn first_and<'t>(text: &'t str, form: &'static str) -> Result<(&'t str, Fields<'t>), ParseError> {
+    match text.split_once(',') {
+        Some((first, rest)) => Ok((first, Fields::of(rest, form)?)),
+        None => Ok((text, Fields::none(form))),
+    }
 }
 
 #[cfg(test)]

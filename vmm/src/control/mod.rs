@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::config::{ConsoleDevice, DeviceConfig, VcpuCount};
 use crate::devices::console::NoSize;
+use crate::memory::Sharing;
 use crate::pci::{Description, DeviceNumber};
 use crate::vm::{Ejected, Outcome};
 
@@ -97,6 +98,19 @@ pub enum Refusal {
     /// The VM was started without one.
     #[error("the VM has no balloon: it was started with --balloon off")]
     NoBalloon,
+    /// What the guest would give up stays the VM's.
+    #[error(
+        "the VM's memory is in huge pages, which stay the VM's whatever its guest gives up: start it without hugepages="
+    )]
+    HugePages,
+    /// A backend could not see it.
+    #[error(
+        "the VM's memory is private, and a vhost-user backend cannot see it: start the VM with --memory SIZE,shared"
+    )]
+    NotShared,
+    /// The guest could not tell the two apart.
+    #[error("the VM has a shared directory with the tag {0} already; give this one another")]
+    TagTaken(String),
     /// The guest would have nothing left.
     #[error("the balloon cannot have all of the VM's {memory_mib} MiB; give it less")]
     BalloonSize {
@@ -211,6 +225,8 @@ pub struct Status {
     pub wanted_memory: u64,
     /// What it can have.
     pub most_memory: u64,
+    /// What that is made of.
+    pub sharing: Sharing,
     /// Which device its console is.
     pub console: ConsoleDevice,
     /// The pseudo-terminal that the console goes to, if any.

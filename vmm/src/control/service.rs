@@ -251,6 +251,13 @@ impl Vmm for Service {
         self.add(requests::net(call)?).await
     }
 
+    async fn add_fs(
+        &self,
+        call: Call<api::AddFsRequest>,
+    ) -> Result<Response<api::AddDeviceResponse>, Status> {
+        self.add(requests::fs(call.into_inner())?).await
+    }
+
     async fn remove_device(
         &self,
         call: Call<api::RemoveDeviceRequest>,

@@ -1,6 +1,7 @@
 //! The guest's RAM: lazily faulted host memory, in one region below the 32-bit hole and one above 4 GiB.
 
 mod give_back;
+mod huge;
 pub mod own_code;
 pub mod pluggable;
 mod region;
@@ -11,13 +12,14 @@ use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
 pub use give_back::{NotGivenBack, give_back};
+pub use huge::NoPages;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 pub use region::{GuestMemory, Region, anonymous, backed};
 use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::arch::x86_64::layout;
-use crate::config::MemorySize;
+use crate::config::{HugePages, MemorySize};
 
 /// Why the RAM could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,9 @@ pub enum Error {
         #[source]
         source: vm_memory::mmap::FromRangesError,
     },
+    /// No huge pages.
+    #[error(transparent)]
+    HugePages(#[from] NoPages),
     /// The system did not take advice about the mapping.
     #[error("cannot leave the guest's RAM out of core dumps")]
     Advice(#[source] std::io::Error),
@@ -71,6 +76,8 @@ pub enum Sharing {
     Private,
     /// A vhost-user backend: the RAM is a memory file that can be handed over.
     Shared,
+    /// As that, and the memory file consists of huge pages, which are the VM's from now to its end.
+    Huge(HugePages),
 }
 
 /// The parts of the address space that are RAM, for `size` bytes of it: what does not fit below the hole goes above 4 GiB.
@@ -102,13 +109,14 @@ pub fn map(size: MemorySize, sharing: Sharing) -> Result<Arc<GuestMemory>, Error
     let mapped = match sharing {
         Sharing::Private => anonymous(&ranges),
         Sharing::Shared => {
-            let file = Arc::new(memory_file(size.bytes())?);
-            let mut offset = 0;
-            backed(ranges.iter().map(|&(start, len)| {
-                let part = FileOffset::from_arc(file.clone(), offset);
-                offset += len as u64;
-                (start, len, Some(part))
-            }))
+            let parts = parts(&ranges, memory_file(size.bytes())?);
+            backed(parts.map(|(start, len, part)| (start, len, Some(part))))
+        }
+        Sharing::Huge(pages) => {
+            let parts = parts(&ranges, huge::memory_file(size, pages)?);
+            let regions = parts.map(|(start, len, part)| huge::region(start, len, part));
+            let regions: Result<Vec<_>, _> = regions.collect();
+            regions.and_then(|regions| Ok(GuestMemory::from_arc_regions(regions)?))
         }
     };
     let mapped = mapped.map_err(|source| Error::Map {
@@ -125,6 +133,19 @@ pub fn map(size: MemorySize, sharing: Sharing) -> Result<Arc<GuestMemory>, Error
 /// When they overlap.
 pub fn with(memory: &GuestMemory, region: &Arc<Region>) -> Result<GuestMemory, Error> {
     memory.insert_region(region.clone()).map_err(Error::Overlap)
+}
+
+/// The ranges, one behind the other in a memory file.
+fn parts(
+    ranges: &[(GuestAddress, usize)],
+    file: File,
+) -> impl Iterator<Item = (GuestAddress, usize, FileOffset)> {
+    let file = Arc::new(file);
+    ranges.iter().scan(0, move |offset, &(start, len)| {
+        let part = FileOffset::from_arc(file.clone(), *offset);
+        *offset += len as u64;
+        Some((start, len, part))
+    })
 }
 
 /// A VMM that crashes dumps what is its own, not its guest's.
@@ -181,17 +202,29 @@ fn checked(result: libc::c_int) -> std::io::Result<()> {
     }
 }
 
-fn memory_file(size: u64) -> Result<File, Error> {
-    let failed = |source| Error::File { size, source };
+/// A file of `size` bytes that is nowhere but in memory.
+///
+/// # Errors
+/// What the system says.
+pub fn file(size: u64) -> std::io::Result<File> {
+    file_with(size, 0)
+}
+
+/// The same with further flags of memfd_create(2).
+fn file_with(size: u64, flags: libc::c_uint) -> std::io::Result<File> {
     // SAFETY: the name is a C string; the result is checked before it is used.
-    let fd = unsafe { libc::memfd_create(c"orlop-ram".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(c"orlop-ram".as_ptr(), libc::MFD_CLOEXEC | flags) };
     if fd < 0 {
-        return Err(failed(std::io::Error::last_os_error()));
+        return Err(std::io::Error::last_os_error());
     }
     // SAFETY: `fd` was just made, and nobody else owns it.
     let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(size).map_err(failed)?;
+    file.set_len(size)?;
     Ok(file)
+}
+
+fn memory_file(size: u64) -> Result<File, Error> {
+    file(size).map_err(|source| Error::File { size, source })
 }
 
 #[cfg(test)]

@@ -57,6 +57,8 @@ pub struct Identity {
     pub device: u16,
     /// Such as `virtio-blk`.
     pub kind: &'static str,
+    /// By what the guest knows it, where that is something that the user chose.
+    pub tag: Option<String>,
     /// What it has done.
     pub counters: Vec<(&'static str, u64)>,
 }

@@ -1,5 +1,7 @@
 //! Building a machine for a guest, step by step.
 
+use std::os::fd::FromRawFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 
@@ -15,8 +17,8 @@ use crate::arch::x86_64::{acpi, cpuid, layout};
 use crate::boot;
 use crate::bus::Bus;
 use crate::config::{
-    BalloonConfig, ConsoleDevice, DeviceConfig, DiskConfig, DiskFile, DiskSerial, MacAddress,
-    NetConfig, TapConfig, VcpuCount, VhostConfig, VmConfig,
+    BalloonConfig, ConsoleDevice, DeviceConfig, DiskConfig, DiskFile, DiskSerial, FsBackend,
+    FsConfig, MacAddress, NetConfig, TapConfig, VcpuCount, VhostConfig, VmConfig,
 };
 use crate::control::EndOfLife;
 use crate::devices::console::Console;
@@ -26,8 +28,9 @@ use crate::devices::power::{I8042, Power};
 use crate::devices::pvpanic::PvPanic;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::blk::{self, Blk};
+use crate::devices::virtio::fs::{self, Fs};
 use crate::devices::virtio::net::{self, Net, Vhost};
-use crate::devices::virtio::{self, GuestMemory, fs::Fs, rng::Rng, vsock::Vsock};
+use crate::devices::virtio::{self, GuestMemory, rng::Rng, vsock::Vsock};
 use crate::irq::Routes;
 use crate::memory::pluggable::{self, Blocks};
 use crate::memory::{self, Region, Sharing};
@@ -119,12 +122,7 @@ fn plug_nothing<'r>(
 }
 
 fn load(config: &VmConfig, pluggable: Option<&Arc<Region>>) -> Result<Loaded, Error> {
-    let sharing = if config.fs.is_empty() {
-        Sharing::Private
-    } else {
-        Sharing::Shared
-    };
-    let ram = memory::map(config.memory.size, sharing)?;
+    let ram = memory::map(config.memory.size, sharing(config))?;
     let end = pluggable.map_or(ram.last_addr(), |region| region.last_addr());
     let machine = acpi::Machine {
         vcpus: config.vcpus.boot.get(),
@@ -140,6 +138,15 @@ fn load(config: &VmConfig, pluggable: Option<&Arc<Region>>) -> Result<Loaded, Er
         None => ram,
     };
     Ok(Loaded { ram, entry })
+}
+
+/// Who maps the RAM, and what it is made of.
+pub(super) fn sharing(config: &VmConfig) -> Sharing {
+    match config.memory.backing.hugepages {
+        Some(pages) => Sharing::Huge(pages),
+        None if config.memory.backing.shared || !config.fs.is_empty() => Sharing::Shared,
+        None => Sharing::Private,
+    }
 }
 
 /// Creates the VM and loads the guest at the same time: for most of the first the host's kernel waits for grace periods of its own, 8 ms
@@ -228,16 +235,17 @@ pub(super) fn virtio_devices(
         paths.push(Unlink::later(&vsock.socket));
     }
     for fs in &config.fs {
-        devices.push(Box::new(Fs::new(&fs.tag, fs.socket.clone())?));
+        devices.push(Box::new(open_fs(fs)?));
     }
     Ok(devices)
 }
 
-/// The balloon, if there is to be one.
+/// The balloon, if there is to be one. Huge pages are not given back, so that nobody needs to hear which of them are free.
 pub(super) fn balloon(config: &VmConfig) -> Option<Balloon> {
-    match config.balloon {
-        BalloonConfig::On(size) => Some(Balloon::new(size)),
-        BalloonConfig::Off => None,
+    match (config.balloon, config.memory.backing.hugepages) {
+        (BalloonConfig::On(size), None) => Some(Balloon::new(size)),
+        (BalloonConfig::On(size), Some(_)) => Some(Balloon::new(size).without_reports()),
+        (BalloonConfig::Off, _) => None,
     }
 }
 
@@ -249,6 +257,7 @@ pub(super) fn open_device(
     Ok(match config {
         DeviceConfig::Disk(disk) => Box::new(open_disk(disk, vcpus)?),
         DeviceConfig::Net(net) => Box::new(open_net(net)?),
+        DeviceConfig::Fs(fs) => Box::new(open_fs(fs)?),
     })
 }
 
@@ -276,6 +285,15 @@ fn open_net(net: &NetConfig) -> Result<Net, Error> {
         VhostConfig::Off => Vhost::Off,
     };
     Ok(Net::open(&tap, mac, vhost)?)
+}
+
+fn open_fs(fs: &FsConfig) -> Result<Fs, Error> {
+    let source = match &fs.backend {
+        FsBackend::Socket(path) => fs::Source::Socket(path.clone()),
+        // SAFETY: whoever made the configuration left the descriptor to this device, and it is opened once.
+        FsBackend::Connected(fd) => fs::Source::Connected(unsafe { UnixStream::from_raw_fd(*fd) }),
+    };
+    Ok(Fs::new(fs.tag.as_str(), source)?)
 }
 
 /// The registers by which vCPUs come and go, where they may.

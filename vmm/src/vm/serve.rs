@@ -12,10 +12,11 @@
 use std::path::Path;
 
 use super::{Machine, Outcome, Vm, build};
-use crate::config::DeviceConfig;
+use crate::config::{DeviceConfig, FsConfig};
 use crate::control::news::Happening;
 use crate::control::{Refusal, Request, State, Status};
 use crate::devices::virtio::mem;
+use crate::memory::Sharing;
 use crate::pci::{self, DeviceNumber};
 use crate::vcpu::{Phase, Vcpu, exits};
 use crate::vm::Error;
@@ -112,6 +113,9 @@ impl Vm {
     fn set_balloon(&self, bytes: u64) -> Result<(), Refusal> {
         let balloon = self.front.as_ref().and_then(|front| front.balloon.as_ref());
         let balloon = balloon.ok_or(Refusal::NoBalloon)?;
+        if self.config.memory.backing.hugepages.is_some() && bytes > 0 {
+            return Err(Refusal::HugePages);
+        }
         let memory = self.config.memory.size.bytes();
         if bytes >= memory {
             return Err(Refusal::BalloonSize {
@@ -127,6 +131,9 @@ impl Vm {
         machine: &Machine,
         config: &DeviceConfig,
     ) -> Result<DeviceNumber, Refusal> {
+        if let DeviceConfig::Fs(fs) = config {
+            self.can_share(machine, fs)?;
+        }
         let device = build::open_device(config, self.config.vcpus.boot);
         match device.and_then(|device| machine.bays.plug(device)) {
             Ok(number) => {
@@ -138,6 +145,22 @@ impl Vm {
             }
             Err(error) => Err(Refusal::Host(crate::error::line(&error))),
         }
+    }
+
+    /// Whether another shared directory can be of any use. A backend whom nobody needs must not lose its only client by being asked.
+    fn can_share(&self, machine: &Machine, fs: &FsConfig) -> Result<(), Refusal> {
+        if build::sharing(&self.config) == Sharing::Private {
+            return Err(Refusal::NotShared);
+        }
+        let tag = Some(fs.tag.as_str());
+        let devices = machine.bays.bus().describe();
+        if devices
+            .iter()
+            .any(|device| device.identity.tag.as_deref() == tag)
+        {
+            return Err(Refusal::TagTaken(fs.tag.to_string()));
+        }
+        Ok(())
     }
 
     /// Has the vCPUs stand still or go on, if they do not yet.
@@ -165,6 +188,7 @@ impl Vm {
             most_memory: with(mem::Target::most),
             console: self.config.console_device,
             pty: self.pty().map(Path::to_owned),
+            sharing: build::sharing(&self.config),
             devices: machine.bays.bus().describe(),
             exits: exits::sum(vcpus.map(Vcpu::exits)).collect(),
         }

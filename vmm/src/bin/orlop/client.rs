@@ -152,6 +152,7 @@ pub fn said(target: &Target, status: &Status) -> anyhow::Error {
         Code::FailedPrecondition
         | Code::InvalidArgument
         | Code::NotFound
+        | Code::AlreadyExists
         | Code::ResourceExhausted
         | Code::Aborted
         | Code::DeadlineExceeded => anyhow!("VM {target}: {}", status.message()),

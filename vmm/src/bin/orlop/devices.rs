@@ -1,19 +1,20 @@
-//! `orlop add-disk`, `add-net` and `remove-device`: devices that come and go while a VM runs; and `orlop balloon`, memory that does.
+//! `orlop add-disk`, `add-net`, `add-fs` and `remove-device`: devices that come and go while a VM runs; and `orlop balloon`, memory that does.
 
 use std::fs::File;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{self, Path};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use orlop_proto::files;
 use orlop_proto::vmm::v1::{
-    AddDiskRequest, AddNetRequest, RemoveDeviceRequest, SetBalloonRequest, Vhost,
+    AddDiskRequest, AddFsRequest, AddNetRequest, RemoveDeviceRequest, SetBalloonRequest, Vhost,
 };
 use orlop_vmm::config::{
-    DiskConfig, DiskFile, MacAddress, NetConfig, TapConfig, VhostConfig, mebibytes,
+    DiskConfig, DiskFile, FsBackend, FsConfig, MacAddress, NetConfig, TapConfig, VhostConfig,
+    mebibytes,
 };
 use orlop_vmm::pci::DeviceNumber;
 
@@ -33,6 +34,15 @@ Prints the card's PCI address, by which it is removed.
 
 Example:
   orlop add-net web tap=orlop1,mac=02:00:00:00:00:01";
+
+/// What `orlop add-fs --help` ends with.
+pub const ADD_FS_HELP: &str = "\
+The VM's memory must be shared: start it with `--memory SIZE,shared`, or with a shared directory. Prints the device's PCI address, by
+which it is removed.
+
+Example:
+  virtiofsd --shared-dir /srv --socket-path /run/srv.sock &
+  orlop add-fs web tag=srv,socket=/run/srv.sock";
 
 /// What `orlop remove-device --help` ends with.
 pub const REMOVE_HELP: &str = "\
@@ -68,6 +78,17 @@ pub struct AddNet {
     /// The network card, as `orlop run --net` takes it
     #[arg(value_name = "tap=NAME[,queues=N]|fd=N[:N...][,mac=MAC][,vhost=auto|on|off]")]
     net: NetConfig,
+}
+
+/// The flags of `orlop add-fs`.
+#[derive(Args)]
+pub struct AddFs {
+    /// A VM, by name or by the path of its control socket
+    #[arg(value_name = "VM")]
+    vm: Target,
+    /// The directory, whose virtiofsd listens on the socket
+    #[arg(value_name = "tag=TAG,socket=PATH")]
+    fs: FsConfig,
 }
 
 /// The flags of `orlop remove-device`.
@@ -195,6 +216,35 @@ pub fn add_net(arguments: &AddNet) -> anyhow::Result<ExitCode> {
         let added = answer(&arguments.vm, vm.client.add_net(request)).await?;
         Ok(output::print(&format!("{}\n", added.address)).map(|()| ExitCode::SUCCESS)?)
     })
+}
+
+/// Gives a VM another shared directory.
+///
+/// # Errors
+/// When the VM does not run, or refuses.
+pub fn add_fs(arguments: &AddFs) -> anyhow::Result<ExitCode> {
+    let FsConfig { tag, backend } = &arguments.fs;
+    let FsBackend::Socket(socket) = backend else {
+        bail!("a VM that runs does not have this command's descriptors: give it a socket");
+    };
+    let request = AddFsRequest {
+        tag: tag.as_str().into(),
+        socket: absolute(socket)?,
+    };
+    client::runtime()?.block_on(async {
+        let mut vm = arguments.vm.connect().await?;
+        let added = answer(&arguments.vm, vm.client.add_fs(request)).await?;
+        Ok(output::print(&format!("{}\n", added.address)).map(|()| ExitCode::SUCCESS)?)
+    })
+}
+
+/// A path as the VMM finds it, which has another working directory.
+fn absolute(path: &Path) -> anyhow::Result<String> {
+    let path = path::absolute(path).with_context(|| format!("cannot find {}", path.display()))?;
+    match path.to_str() {
+        Some(path) => Ok(path.into()),
+        None => bail!("the path {} is not UTF-8", path.display()),
+    }
 }
 
 /// Has a guest let go of a device.

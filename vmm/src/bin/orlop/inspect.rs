@@ -46,6 +46,10 @@ pub struct Description {
     pub wanted_memory_bytes: u64,
     /// What it can have.
     pub max_memory_bytes: u64,
+    /// Whether vhost-user backends can map it.
+    pub memory_shared: bool,
+    /// The size of the huge pages that it consists of; 0 for memory without them.
+    pub huge_page_bytes: u64,
     pub socket: PathBuf,
     pub console: Console,
     pub devices: Vec<Device>,
@@ -67,6 +71,8 @@ pub struct Console {
 pub struct Device {
     pub address: String,
     pub kind: String,
+    /// By what the guest knows it; empty where that is nothing that the user chose.
+    pub tag: String,
     pub vendor_id: u32,
     pub device_id: u32,
     pub counters: BTreeMap<String, u64>,
@@ -85,6 +91,8 @@ impl Description {
             max_vcpus: vm.max_vcpus,
             wanted_memory_bytes: vm.wanted_memory_bytes,
             max_memory_bytes: vm.max_memory_bytes,
+            memory_shared: vm.memory_shared,
+            huge_page_bytes: vm.huge_page_bytes,
             socket,
             console: vm.console.unwrap_or_default().into(),
             devices: vm.devices.into_iter().map(Device::from).collect(),
@@ -111,6 +119,7 @@ impl From<PciDevice> for Device {
         Device {
             address: device.address,
             kind: device.kind,
+            tag: device.tag,
             vendor_id: device.vendor_id,
             device_id: device.device_id,
             counters: device.counters.into_iter().collect(),
@@ -166,7 +175,11 @@ fn text(vm: &Description) -> String {
     let devices = vm.devices.iter().map(|device| {
         [
             device.address.clone(),
-            device.kind.clone(),
+            if device.tag.is_empty() {
+                device.kind.clone()
+            } else {
+                format!("{} {}", device.kind, device.tag)
+            },
             format!("{:04x}:{:04x}", device.vendor_id, device.device_id),
             counters(&device.counters),
         ]
@@ -196,7 +209,11 @@ fn memory(vm: &Description) -> String {
     if vm.wanted_memory_bytes != vm.memory_bytes {
         text = format!("{text}, on its way to {}", mib(vm.wanted_memory_bytes));
     }
-    text
+    match (vm.huge_page_bytes, vm.memory_shared) {
+        (0, false) => text,
+        (0, true) => format!("{text}, shared"),
+        (pages, _) => format!("{text}, in huge pages of {}", mib(pages)),
+    }
 }
 
 fn counters(counters: &BTreeMap<String, u64>) -> String {
@@ -218,7 +235,16 @@ mod tests {
             vendor_id: 0x1af4,
             device_id: 0x1042,
             kind: "virtio-blk".into(),
+            tag: String::new(),
             counters: counters.into(),
+        };
+        let share = PciDevice {
+            address: "0000:00:03.0".into(),
+            vendor_id: 0x1af4,
+            device_id: 0x105a,
+            kind: "virtio-fs".into(),
+            tag: "src".into(),
+            ..Default::default()
         };
         let answer = DescribeResponse {
             name: "web".into(),
@@ -229,8 +255,10 @@ mod tests {
             memory_bytes: 512 << 20,
             wanted_memory_bytes: 1 << 30,
             max_memory_bytes: 1 << 30,
+            memory_shared: true,
+            huge_page_bytes: 2 << 20,
             pid: 77,
-            devices: vec![disk],
+            devices: vec![disk, share],
             exits: [("io_out".to_owned(), 9)].into(),
             console: Some(api::Console {
                 device: ConsoleDevice::Virtio.into(),
@@ -243,15 +271,16 @@ mod tests {
             "Name:     web\n\
              State:    running\n\
              vCPUs:    2 of up to 4\n\
-             Memory:   512 MiB of up to 1024 MiB, on its way to 1024 MiB\n\
+             Memory:   512 MiB of up to 1024 MiB, on its way to 1024 MiB, in huge pages of 2 MiB\n\
              PID:      77\n\
              Socket:   /run/orlop/vm/web.sock\n\
              Console:  virtio /dev/pts/5\n\
              Orlop:    0.1.0\n\
              Exits:    io_out=9\n\
              \n\
-             DEVICE        KIND        ID         COUNTERS\n\
-             0000:00:02.0  virtio-blk  1af4:1042  errors=0 reads=3\n"
+             DEVICE        KIND           ID         COUNTERS\n\
+             0000:00:02.0  virtio-blk     1af4:1042  errors=0 reads=3\n\
+             0000:00:03.0  virtio-fs src  1af4:105a\n"
         );
         let json = serde_json::to_value(&vm).unwrap();
         assert_eq!(json["devices"][0]["counters"]["reads"], 3);

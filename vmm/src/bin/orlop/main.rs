@@ -63,6 +63,9 @@ enum What {
     /// Give a VM another network card while it runs
     #[command(after_help = devices::ADD_NET_HELP)]
     AddNet(devices::AddNet),
+    /// Give a VM another shared directory while it runs
+    #[command(after_help = devices::ADD_FS_HELP)]
+    AddFs(devices::AddFs),
     /// Have a VM's guest let go of a device
     #[command(after_help = devices::REMOVE_HELP)]
     RemoveDevice(devices::Remove),
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
         What::Stop(arguments) => steer::stop(&arguments),
         What::AddDisk(arguments) => devices::add_disk(&arguments),
         What::AddNet(arguments) => devices::add_net(&arguments),
+        What::AddFs(arguments) => devices::add_fs(&arguments),
         What::RemoveDevice(arguments) => devices::remove(&arguments),
         What::Resize(arguments) => resize::run(&arguments),
         What::Balloon(arguments) => devices::balloon(&arguments),

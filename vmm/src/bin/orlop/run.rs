@@ -46,8 +46,13 @@ pub struct Arguments {
     /// Processors; with max, `orlop resize` can change how many they are
     #[arg(long, value_name = "N[,max=N]", default_value = "1")]
     cpus: CpusConfig,
-    /// Memory, as 256M or 4G; with max, `orlop resize` can add as much and take it back
-    #[arg(long, value_name = "SIZE[,max=SIZE]", default_value = "256M")]
+    /// Memory, as 256M or 4G; with max, `orlop resize` can add as much and take it back; in a file that vhost-user backends can map, as shared
+    /// directories that come later need; in huge pages of the host's, which stay the VM's to its end
+    #[arg(
+        long,
+        value_name = "SIZE[,max=SIZE][,shared][,hugepages=2M|1G]",
+        default_value = "256M"
+    )]
     memory: MemoryConfig,
     /// A disk: a raw image of whole sectors of 512 bytes, or a block device, which is told by its path or by a descriptor that is open
     /// already; with a serial number of its own if it is to have one (repeatable)
@@ -113,6 +118,14 @@ impl Arguments {
                 "descriptor {fd} is given to two devices: each --net and --disk has descriptors of its own"
             );
         }
+        let mut tags = BTreeSet::new();
+        for FsConfig { tag, .. } in &self.fs {
+            // The guest's driver takes the first and fails with the other.
+            anyhow::ensure!(
+                tags.insert(tag),
+                "two shared directories have the tag {tag}: each --fs has a tag of its own"
+            );
+        }
         let console = match (self.detach, self.console) {
             (false, console) => console.unwrap_or(ConsoleConfig::Stdio),
             (true, Some(ConsoleConfig::Stdio)) => anyhow::bail!(
@@ -127,6 +140,10 @@ impl Arguments {
                 "the balloon cannot have {}M of {} of memory: give it less with --balloon size=SIZE",
                 size >> 20,
                 self.memory.size
+            );
+            anyhow::ensure!(
+                size == 0 || self.memory.backing.hugepages.is_none(),
+                "huge pages stay the VM's, whatever its guest gives up: leave out --balloon size=, or hugepages="
             );
         }
         Ok(VmConfig {
@@ -221,7 +238,7 @@ fn raise_open_files() {
 mod tests {
     use super::*;
     use clap::Parser as _;
-    use orlop_vmm::config::DEFAULT_CMDLINE;
+    use orlop_vmm::config::{DEFAULT_CMDLINE, HugePages};
 
     #[derive(clap::Parser)]
     struct Line {
@@ -255,7 +272,7 @@ mod tests {
             "--initramfs=i",
             "--cmdline=",
             "--cpus=2",
-            "--memory=1G",
+            "--memory=1G,hugepages=2M",
             "--disk=path=a",
             "--disk=path=b,readonly,serial=root",
             "--net=tap=orlop0,queues=2",
@@ -265,7 +282,7 @@ mod tests {
             "--api-socket=s",
             "--vsock=socket=v,cid=7",
             "--fs=tag=t,socket=f",
-            "--balloon=size=512M",
+            "--balloon=off",
         ])
         .unwrap();
         assert_eq!(config.kernel.cmdline, "");
@@ -277,8 +294,9 @@ mod tests {
         assert_eq!(config.console, ConsoleConfig::Pty);
         assert_eq!(config.console_device, ConsoleDevice::Virtio);
         assert_eq!(config.vsock.unwrap().cid, 7);
-        assert_eq!(config.fs[0].tag, "t");
-        assert_eq!(config.balloon, BalloonConfig::On(512 << 20));
+        assert_eq!(config.fs[0].tag.as_str(), "t");
+        assert_eq!(config.memory.backing.hugepages, Some(HugePages::Of2M));
+        assert_eq!(config.balloon, BalloonConfig::Off);
     }
 
     #[test]
@@ -296,6 +314,32 @@ mod tests {
         let cmdline = config.kernel.cmdline;
         assert!(cmdline.starts_with("console=hvc0 quiet"), "{cmdline}");
         assert!(!cmdline.contains("ttyS0"), "{cmdline}");
+    }
+
+    #[test]
+    fn two_directories_do_not_share_a_tag() {
+        let line = [
+            "run",
+            "--kernel=k",
+            "--fs=tag=a,socket=r",
+            "--fs=tag=a,socket=s",
+        ];
+        let line = Line::try_parse_from(line).unwrap();
+        let error = line.run.into_config().unwrap_err().to_string();
+        assert!(error.contains("the tag a"), "{error}");
+    }
+
+    #[test]
+    fn what_is_in_huge_pages_is_not_given_up() {
+        let line = [
+            "run",
+            "--kernel=k",
+            "--memory=1G,hugepages=1G",
+            "--balloon=size=1M",
+        ];
+        let line = Line::try_parse_from(line).unwrap();
+        let error = line.run.into_config().unwrap_err().to_string();
+        assert!(error.contains("hugepages="), "{error}");
     }
 
     #[test]
@@ -324,6 +368,8 @@ mod tests {
             ("--console=tty", "stdio, null, pty or file=FILE"),
             ("--console-device=hvc0", "serial or virtio"),
             ("--balloon=64M", "on, off or size=SIZE"),
+            ("--fs=tag=t", "socket=PATH"),
+            ("--memory=1G,hugepages=4K", "2M or 1G"),
             ("--name=a/b", "begins with a letter"),
         ] {
             let error = config(&["--kernel=k", flag]).err().unwrap().to_string();

@@ -4,6 +4,7 @@ use orlop_proto::vmm::v1 as api;
 
 use crate::config::ConsoleDevice;
 use crate::control::{Refusal, State, Status};
+use crate::memory::Sharing;
 use crate::pci::Description;
 use crate::vm::Outcome;
 
@@ -23,6 +24,11 @@ impl From<Status> for api::DescribeResponse {
             memory_bytes: status.memory,
             wanted_memory_bytes: status.wanted_memory,
             max_memory_bytes: status.most_memory,
+            memory_shared: status.sharing != Sharing::Private,
+            huge_page_bytes: match status.sharing {
+                Sharing::Huge(pages) => pages.bytes(),
+                Sharing::Private | Sharing::Shared => 0,
+            },
             pid: std::process::id(),
             devices: status
                 .devices
@@ -63,6 +69,7 @@ impl From<Description> for api::PciDevice {
             vendor_id: identity.vendor.into(),
             device_id: identity.device.into(),
             kind: identity.kind.into(),
+            tag: identity.tag.unwrap_or_default(),
             counters: counters.map(|(k, v)| (k.into(), v)).collect(),
         }
     }
@@ -99,11 +106,14 @@ impl From<Refusal> for tonic::Status {
             | Refusal::NoSize(_)
             | Refusal::FixedVcpus
             | Refusal::FixedMemory
+            | Refusal::HugePages
+            | Refusal::NotShared
             | Refusal::Host(_) => tonic::Status::failed_precondition(refusal.to_string()),
             Refusal::BalloonSize { .. }
             | Refusal::TooManyVcpus { .. }
             | Refusal::MemorySize { .. }
             | Refusal::MemoryBlock { .. } => tonic::Status::invalid_argument(refusal.to_string()),
+            Refusal::TagTaken(_) => tonic::Status::already_exists(refusal.to_string()),
             Refusal::NoDevice(_) => tonic::Status::not_found(refusal.to_string()),
             Refusal::NoPlace => tonic::Status::resource_exhausted(refusal.to_string()),
         }

@@ -10,7 +10,8 @@ use orlop_proto::vmm::v1 as api;
 use tonic::{Request, Status};
 
 use crate::config::{
-    DeviceConfig, DiskConfig, DiskFile, NetConfig, ParseError, TapConfig, VhostConfig,
+    DeviceConfig, DiskConfig, DiskFile, FsBackend, FsConfig, NetConfig, ParseError, TapConfig,
+    VhostConfig,
 };
 use crate::control::Resize;
 use crate::devices::virtio::net::PAIRS_MAX;
@@ -33,7 +34,7 @@ pub(super) fn disk(call: Request<api::AddDiskRequest>) -> Result<Device, Status>
                 "the disk is told by its path or handed over, not both",
             ));
         }
-        None => DiskFile::Path(absolute(&request.path)?),
+        None => DiskFile::Path(absolute("disk", request.path)?),
     };
     let disk = DiskConfig {
         file,
@@ -41,16 +42,6 @@ pub(super) fn disk(call: Request<api::AddDiskRequest>) -> Result<Device, Status>
         serial: unless_empty(&request.serial)?,
     };
     Ok((DeviceConfig::Disk(disk), files))
-}
-
-/// The VMM's working directory is none of a client's business.
-fn absolute(path: &str) -> Result<PathBuf, Status> {
-    if !Path::new(path).is_absolute() {
-        return Err(Status::invalid_argument(format!(
-            "the disk's path {path:?} is not absolute"
-        )));
-    }
-    Ok(path.into())
 }
 
 /// The files that came with a call.
@@ -90,6 +81,14 @@ pub(super) fn net(call: Request<api::AddNetRequest>) -> Result<Device, Status> {
         vhost,
     };
     Ok((DeviceConfig::Net(net), files))
+}
+
+pub(super) fn fs(request: api::AddFsRequest) -> Result<Device, Status> {
+    let fs = FsConfig {
+        tag: request.tag.parse().map_err(invalid)?,
+        backend: FsBackend::Socket(absolute("socket", request.socket)?),
+    };
+    Ok((DeviceConfig::Fs(fs), Vec::new()))
 }
 
 pub(super) fn device(request: &api::RemoveDeviceRequest) -> Result<DeviceNumber, Status> {
@@ -140,6 +139,16 @@ pub(super) fn size(request: &api::ResizeConsoleRequest) -> Result<Size, Status> 
         columns: number(request.width)?,
         rows: number(request.height)?,
     })
+}
+
+/// A path that does not begin at the VMM's working directory, which is none of a client's business.
+fn absolute(whose: &str, path: String) -> Result<PathBuf, Status> {
+    if Path::new(&path).is_absolute() {
+        return Ok(path.into());
+    }
+    Err(Status::invalid_argument(format!(
+        "the {whose}'s path {path:?} is not absolute"
+    )))
 }
 
 fn unless_empty<T: FromStr<Err = ParseError>>(text: &str) -> Result<Option<T>, Status> {

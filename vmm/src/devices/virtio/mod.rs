@@ -120,6 +120,11 @@ pub trait Device: Send {
     /// Stopping an idle device changes nothing.
     fn stop(&mut self);
 
+    /// By what the guest knows it, where that is something that the user chose.
+    fn tag(&self) -> Option<&str> {
+        None
+    }
+
     /// What it has done so far, by name. Cheap to keep: relaxed atomics.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()

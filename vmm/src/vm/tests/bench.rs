@@ -124,6 +124,7 @@ pub(super) fn config() -> VmConfig {
         api_socket: None,
         vsock: None,
         fs: Vec::new(),
+
         balloon: BalloonConfig::Off,
     }
 }
@@ -173,6 +174,8 @@ pub(super) enum Verb {
     AddDisk,
     /// By a name that no interface has.
     AddNet,
+    /// While the memory is private.
+    AddFs,
     /// Where none is.
     RemoveDevice,
     /// Which the VM does not have.
@@ -191,6 +194,13 @@ pub(super) fn disk(path: &str) -> api::AddDiskRequest {
         readonly: true,
         serial: String::new(),
         file: false,
+    }
+}
+
+pub(super) fn fs(socket: &str) -> api::AddFsRequest {
+    api::AddFsRequest {
+        tag: "share".into(),
+        socket: socket.into(),
     }
 }
 
@@ -219,6 +229,7 @@ pub(super) async fn call(client: &mut VmmClient<Channel>, verb: Verb) -> Result<
             };
             client.add_net(request).await.map(drop)
         }
+        Verb::AddFs => client.add_fs(fs("/nonexistent")).await.map(drop),
         Verb::SetBalloon => {
             let bytes = 1 << 20;
             let request = api::SetBalloonRequest { bytes };

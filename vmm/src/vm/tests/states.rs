@@ -32,6 +32,7 @@ fn every_call_in_every_state() {
         (Running, Verb::Console, Is(Running)),
         (Running, Verb::AddDisk, Refused(Code::FailedPrecondition)),
         (Running, Verb::AddNet, Refused(Code::InvalidArgument)),
+        (Running, Verb::AddFs, Refused(Code::FailedPrecondition)),
         (Running, Verb::RemoveDevice, Refused(Code::NotFound)),
         (Running, Verb::SetBalloon, Refused(Code::FailedPrecondition)),
         (
@@ -59,6 +60,7 @@ fn every_call_in_every_state() {
         (Paused, Verb::Console, Is(Paused)),
         (Paused, Verb::AddDisk, Refused(Code::FailedPrecondition)),
         (Paused, Verb::AddNet, Refused(Code::InvalidArgument)),
+        (Paused, Verb::AddFs, Refused(Code::FailedPrecondition)),
         (
             Paused,
             Verb::RemoveDevice,
@@ -81,6 +83,7 @@ fn every_call_in_every_state() {
         (Created, Verb::Console, Is(Created)),
         (Created, Verb::AddDisk, Refused(Code::FailedPrecondition)),
         (Created, Verb::AddNet, Refused(Code::InvalidArgument)),
+        (Created, Verb::AddFs, Refused(Code::FailedPrecondition)),
         (
             Created,
             Verb::RemoveDevice,

@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 pub use self::config::Target;
-use self::config::{FEATURES, QUEUE_SIZES};
+use self::config::{F_PAGE_REPORTING, FEATURES, QUEUE_SIZES};
 use self::counters::Counters;
 use self::service::{Queues, Service};
 use self::statistics::Statistics;
@@ -37,6 +37,8 @@ const ASK_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Balloon {
     target: Target,
+    /// What is offered.
+    features: u64,
     counters: Arc<Counters>,
     statistics: Arc<Statistics>,
     running: Option<Running>,
@@ -60,9 +62,19 @@ impl Balloon {
         target.set(size);
         Balloon {
             target,
+            features: FEATURES,
             counters: Arc::default(),
             statistics: Arc::default(),
             running: None,
+        }
+    }
+
+    /// The same for memory of which nothing can be given back: the driver is not asked to report what is free.
+    #[must_use]
+    pub fn without_reports(self) -> Self {
+        Balloon {
+            features: FEATURES & !F_PAGE_REPORTING,
+            ..self
         }
     }
 
@@ -91,7 +103,7 @@ impl Device for Balloon {
     }
 
     fn features(&self) -> u64 {
-        FEATURES
+        self.features
     }
 
     fn queue_sizes(&self) -> &[u16] {

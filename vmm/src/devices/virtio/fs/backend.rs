@@ -3,6 +3,7 @@
 //! It is a peer that may be wrong, stuck or gone. Every exchange has a time limit, after which the connection is cut, so no vCPU
 //! waits for it longer than that.
 
+use std::fmt;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
@@ -18,13 +19,16 @@ use vhost::vhost_user::{
     Frontend, VhostUserFrontend, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::virtio::{ActiveQueue, F_VERSION_1, GuestMemory, StartError};
+use crate::memory;
 
 /// How long one exchange may take: connecting, starting, stopping.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the first one may take with a backend that begins at the same time.
+const START_PATIENCE: Duration = Duration::from_secs(20);
 /// What the protocol itself calls a feature among the device's.
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
@@ -43,19 +47,19 @@ pub enum ConnectError {
         source: io::Error,
     },
     /// A thread or a descriptor could not be had.
-    #[error("cannot watch the vhost-user socket {path}")]
+    #[error("cannot watch {place}")]
     System {
-        /// Where.
-        path: PathBuf,
+        /// What.
+        place: Place,
         /// What the host says.
         #[source]
         source: io::Error,
     },
     /// It did not answer as a vhost-user backend does, or not in time.
-    #[error("what listens at {path} does not answer as a vhost-user backend: {what}")]
+    #[error("{place} does not answer as a vhost-user backend: {what}")]
     Negotiate {
-        /// Where.
-        path: PathBuf,
+        /// What.
+        place: Place,
         /// What it was asked.
         what: &'static str,
         /// Its answer.
@@ -63,13 +67,31 @@ pub enum ConnectError {
         source: vhost::Error,
     },
     /// It can not do what we need.
-    #[error("the vhost-user backend at {path} lacks {what}")]
+    #[error("{place} lacks {what}")]
     Lacks {
-        /// Where.
-        path: PathBuf,
+        /// What.
+        place: Place,
         /// What it lacks.
         what: &'static str,
     },
+}
+
+/// Where a backend is, for people.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// It listens there.
+    Socket(PathBuf),
+    /// It was started for the file system of this tag.
+    Own(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Socket(path) => write!(f, "what listens at {}", path.display()),
+            Place::Own(tag) => write!(f, "the virtiofsd of {tag}"),
+        }
+    }
 }
 
 /// A connected backend.
@@ -78,6 +100,8 @@ pub struct Backend {
     stream: UnixStream,
     /// The features that it offers.
     features: u64,
+    /// What it is handed in place of guest memory that is not to be kept for it.
+    parking: GuestMemory,
 }
 
 impl Backend {
@@ -94,26 +118,42 @@ impl Backend {
         queues: usize,
         time: Duration,
     ) -> Result<Self, ConnectError> {
+        match reach(&path, time) {
+            Ok(stream) => Self::over(stream, Place::Socket(path), queues, time),
+            Err(source) => Err(ConnectError::Connect { path, source }),
+        }
+    }
+
+    /// Agrees with a backend that is connected already. It was started a moment ago.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub fn connected(stream: UnixStream, tag: &str, queues: usize) -> Result<Self, ConnectError> {
+        Self::over(stream, Place::Own(tag.into()), queues, START_PATIENCE)
+    }
+
+    fn over(
+        stream: UnixStream,
+        place: Place,
+        queues: usize,
+        time: Duration,
+    ) -> Result<Self, ConnectError> {
         let system = |source| ConnectError::System {
-            path: path.clone(),
+            place: place.clone(),
             source,
         };
-        let stream = reach(&path, time).map_err(|source| ConnectError::Connect {
-            path: path.clone(),
-            source,
-        })?;
         let ours = stream.try_clone().map_err(system)?;
         let mut frontend = Frontend::from_stream(ours, queues as u64);
         let features = within(&stream, time, || negotiate(&mut frontend, queues))
             .map_err(system)?
             .map_err(|refusal| match refusal {
                 Refusal::Answer { what, source } => ConnectError::Negotiate {
-                    path: path.clone(),
+                    place: place.clone(),
                     what,
                     source,
                 },
                 Refusal::Lacks(what) => ConnectError::Lacks {
-                    path: path.clone(),
+                    place: place.clone(),
                     what,
                 },
             })?;
@@ -121,6 +161,7 @@ impl Backend {
             frontend,
             stream,
             features,
+            parking: parking().map_err(system)?,
         })
     }
 
@@ -163,15 +204,17 @@ impl Backend {
         result
     }
 
-    /// Lets it end: when this returns, it touches neither queues nor memory, unless it is stuck, and then the connection is cut.
+    /// Lets it end: when this returns, it touches neither queues nor memory, and has let go of both, unless it is stuck, and then the
+    /// connection is cut. What it kept of guest memory would be there twice once the guest boots again.
     pub fn stop(&mut self, queues: usize) {
-        let frontend = &mut self.frontend;
+        let (frontend, parking) = (&mut self.frontend, &self.parking);
         let stopped = within(&self.stream, PATIENCE, || {
             for index in 0..queues {
                 // A backend answers this one when it has stopped working on the queue.
                 frontend.get_vring_base(index)?;
                 frontend.set_vring_enable(index, false)?;
             }
+            frontend.set_mem_table(&regions(parking)?)?;
             Ok::<_, vhost::Error>(())
         });
         match stopped {
@@ -235,11 +278,7 @@ fn start(
     frontend
         .set_features(features)
         .map_err(backend("the features"))?;
-    let regions = memory
-        .iter()
-        .map(|region| VhostUserMemoryRegionInfo::from_guest_region(region.mapping()))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(backend("guest memory, which is not in a file"))?;
+    let regions = regions(memory).map_err(backend("guest memory, which is not in a file"))?;
     frontend
         .set_mem_table(&regions)
         .map_err(backend("guest memory"))?;
@@ -301,6 +340,21 @@ fn start(
             .map_err(backend("that a queue is enabled"))?;
     }
     Ok(())
+}
+
+fn regions(memory: &GuestMemory) -> vhost::Result<Vec<VhostUserMemoryRegionInfo>> {
+    memory
+        .iter()
+        .map(|region| VhostUserMemoryRegionInfo::from_guest_region(region.mapping()))
+        .collect()
+}
+
+/// A page of memory in a file: the protocol has no word for no memory at all.
+fn parking() -> io::Result<GuestMemory> {
+    const SIZE: usize = 4096;
+    let file = memory::file(SIZE as u64)?;
+    let range = (GuestAddress(0), SIZE, Some(FileOffset::new(file, 0)));
+    memory::backed([range]).map_err(io::Error::other)
 }
 
 /// Connects, which takes time where a listener has more callers than it lets in.

@@ -21,7 +21,7 @@ use super::{
 };
 
 /// The length of a tag in the configuration space (virtio 1.2, 5.11.4).
-const TAG_LEN: usize = 36;
+pub const TAG_LEN: usize = 36;
 /// Request queues. More of them would be more here and in [`QUEUE_SIZES`], for a backend that has them; virtiofsd has one.
 const REQUEST_QUEUES: u32 = 1;
 /// The queue for urgent requests, and the request queues. Linux makes its requests as large as fit: 1024 entries are enough for
@@ -30,9 +30,19 @@ const QUEUE_SIZES: [u16; 2] = [128, 1024];
 
 /// The device.
 pub struct Fs {
+    tag: String,
     config: [u8; TAG_LEN + 4],
     backend: Backend,
     running: Option<Running>,
+}
+
+/// Where its backend is.
+#[derive(Debug)]
+pub enum Source {
+    /// It listens there.
+    Socket(PathBuf),
+    /// It was started for this device, and is at the other end.
+    Connected(UnixStream),
 }
 
 /// What there is while the backend works.
@@ -60,15 +70,21 @@ pub enum CreateError {
 struct Gone;
 
 impl Fs {
-    /// A file system that the guest mounts by `tag`, served by the vhost-user backend that listens at `socket`. Idle.
+    /// A file system that the guest mounts by `tag`, served by the vhost-user backend at `source`. Idle.
     ///
     /// # Errors
     /// See [`CreateError`].
-    pub fn new(tag: &str, socket: PathBuf) -> Result<Self, CreateError> {
+    pub fn new(tag: &str, source: Source) -> Result<Self, CreateError> {
         let config = config(tag).ok_or_else(|| CreateError::Tag(tag.into()))?;
+        let queues = QUEUE_SIZES.len();
+        let backend = match source {
+            Source::Socket(path) => Backend::connect(path, queues)?,
+            Source::Connected(stream) => Backend::connected(stream, tag, queues)?,
+        };
         Ok(Fs {
+            tag: tag.into(),
             config,
-            backend: Backend::connect(socket, QUEUE_SIZES.len())?,
+            backend,
             running: None,
         })
     }
@@ -106,6 +122,10 @@ impl Device for Fs {
 
     fn config(&self) -> Cow<'_, [u8]> {
         Cow::Borrowed(&self.config)
+    }
+
+    fn tag(&self) -> Option<&str> {
+        Some(&self.tag)
     }
 
     fn start(&mut self, mut active: Active) -> Result<(), StartError> {

@@ -1,6 +1,7 @@
 //! The front end against the real virtiofsd, and against what is none.
 
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
-use vm_memory::{Bytes, FileOffset, GuestAddress};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::*;
 use crate::devices::virtio::GuestMemory;
@@ -135,7 +136,7 @@ fn virtiofsd_serves_what_it_is_handed_again_and_again() {
     let Some(server) = Virtiofsd::start() else {
         return;
     };
-    let mut fs = Fs::new("share", server.socket()).unwrap();
+    let mut fs = Fs::new("share", Source::Socket(server.socket())).unwrap();
     assert_eq!(fs.features(), F_RING_INDIRECT_DESC | F_RING_EVENT_IDX);
     for _ in 0..3 {
         let mut guest = Guest::start(&mut fs, &shared_ram()).unwrap();
@@ -155,7 +156,7 @@ fn a_server_that_dies_is_a_fault_of_the_device() {
     let Some(mut server) = Virtiofsd::start() else {
         return;
     };
-    let mut fs = Fs::new("share", server.socket()).unwrap();
+    let mut fs = Fs::new("share", Source::Socket(server.socket())).unwrap();
     let memory = shared_ram();
     let mut guest = Guest::start(&mut fs, &memory).unwrap();
     guest.fuse_init();
@@ -167,11 +168,32 @@ fn a_server_that_dies_is_a_fault_of_the_device() {
 }
 
 #[test]
+fn memory_is_the_guests_alone_when_the_device_has_stopped() {
+    let Some(server) = Virtiofsd::start() else {
+        return;
+    };
+    let mut fs = Fs::new("share", Source::Socket(server.socket())).unwrap();
+    for _ in 0..2 {
+        let memory = shared_ram();
+        let file = memory.iter().next().unwrap().file_offset().unwrap();
+        // As a process that has mapped it shows it.
+        let inode = format!(" {} ", file.file().metadata().unwrap().ino());
+        let maps = format!("/proc/{}/maps", server.child.id());
+        let is_mapped = || std::fs::read_to_string(&maps).unwrap().contains(&inode);
+        let mut guest = Guest::start(&mut fs, &memory).unwrap();
+        guest.fuse_init();
+        assert!(is_mapped());
+        fs.stop();
+        assert!(!is_mapped());
+    }
+}
+
+#[test]
 fn memory_that_cannot_be_shared_is_refused() {
     let Some(server) = Virtiofsd::start() else {
         return;
     };
-    let mut fs = Fs::new("share", server.socket()).unwrap();
+    let mut fs = Fs::new("share", Source::Socket(server.socket())).unwrap();
     let memory = crate::devices::virtio::test_driver::ram(RAM);
     let error = Guest::start(&mut fs, &memory).err().unwrap();
     assert!(matches!(error, StartError::Backend { .. }), "{error}");
@@ -184,7 +206,7 @@ fn a_driver_without_interrupts_is_served() {
     let Some(server) = Virtiofsd::start() else {
         return;
     };
-    let mut fs = Fs::new("share", server.socket()).unwrap();
+    let mut fs = Fs::new("share", Source::Socket(server.socket())).unwrap();
     let memory = shared_ram();
     let (urgent, mut requests) = (
         TestQueue::new(&memory, 0x1000, 128, false),
@@ -210,7 +232,7 @@ fn a_missing_queue_is_an_error() {
     let Some(server) = Virtiofsd::start() else {
         return;
     };
-    let mut fs = Fs::new("share", server.socket()).unwrap();
+    let mut fs = Fs::new("share", Source::Socket(server.socket())).unwrap();
     let memory = shared_ram();
     let urgent = TestQueue::new(&memory, 0x1000, 128, false);
     let error = fs
@@ -223,13 +245,16 @@ fn a_missing_queue_is_an_error() {
 fn where_nobody_listens_the_error_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("none");
-    let error = Fs::new("share", path.clone()).err().unwrap().to_string();
+    let error = Fs::new("share", Source::Socket(path.clone()))
+        .err()
+        .unwrap()
+        .to_string();
     assert!(
         error.contains("virtiofsd") && error.contains("none"),
         "{error}"
     );
     drop(UnixListener::bind(&path).unwrap());
-    let error = Fs::new("share", path).err().unwrap();
+    let error = Fs::new("share", Source::Socket(path)).err().unwrap();
     assert!(matches!(
         error,
         CreateError::Connect(ConnectError::Connect { .. })

@@ -323,6 +323,7 @@ impl Function for VirtioPci {
             vendor: VENDOR,
             device: DEVICE_ID + self.machine.kind() as u16,
             kind: self.machine.name(),
+            tag: self.machine.tag(),
             counters: self.machine.counters(),
         })
     }

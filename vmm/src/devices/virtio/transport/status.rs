@@ -110,6 +110,11 @@ impl Machine {
         self.device.config_generation()
     }
 
+    /// By what the guest knows it.
+    pub fn tag(&self) -> Option<String> {
+        self.device.tag().map(Into::into)
+    }
+
     /// What it has done.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         self.device.counters()
