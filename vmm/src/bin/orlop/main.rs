@@ -14,6 +14,7 @@ mod resize;
 mod run;
 mod stats;
 mod steer;
+mod virtiofsd;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -7,13 +7,13 @@ use std::process::ExitCode;
 
 use clap::Args;
 use orlop_vmm::config::{
-    BalloonConfig, ConsoleConfig, ConsoleDevice, CpusConfig, DiskConfig, DiskFile, FsConfig,
-    KernelConfig, MOVABLE_MEMORY, MemoryConfig, NetConfig, TapConfig, VmConfig, VmName,
-    VsockConfig,
+    BalloonConfig, ConsoleConfig, ConsoleDevice, CpusConfig, DiskConfig, DiskFile, KernelConfig,
+    MOVABLE_MEMORY, MemoryConfig, NetConfig, ShareConfig, TapConfig, VmConfig, VmName, VsockConfig,
 };
 use orlop_vmm::vm::{self, Outcome};
 
 use crate::detach::{self, Background, Side};
+use crate::virtiofsd;
 
 /// What `orlop run --help` ends with.
 pub const AFTER_HELP: &str = "\
@@ -25,6 +25,7 @@ Examples:
   orlop run --kernel vmlinux --initramfs initramfs.cpio
   orlop run --kernel vmlinuz --disk path=root.img --cmdline 'console=ttyS0 root=/dev/vda' --cpus 2 --memory 1G
   orlop run --kernel vmlinux --initramfs initramfs.cpio --net tap=orlop0
+  orlop run --kernel vmlinux --initramfs initramfs.cpio --fs tag=src,path=.    # in the guest: mount -t virtiofs src /mnt
   orlop run -d --name web --kernel vmlinux --disk path=root.img --cmdline 'console=ttyS0 root=/dev/vda' && orlop console web
   orlop run --kernel vmlinux --initramfs initramfs.cpio --console file=vm.log --vsock socket=/run/vm.sock";
 
@@ -87,9 +88,16 @@ pub struct Arguments {
     /// A vsock, with the unix socket that stands for it here
     #[arg(long, value_name = "socket=PATH[,cid=N]")]
     vsock: Option<VsockConfig>,
-    /// A shared directory, whose vhost-user backend (virtiofsd) listens on the socket (repeatable)
-    #[arg(long, value_name = "tag=TAG,socket=PATH")]
-    fs: Vec<FsConfig>,
+    /// A directory that the guest shares, and mounts by the tag (virtio-fs): a virtiofsd is started for it; or one that is there already and
+    /// listens on a socket (repeatable)
+    #[arg(
+        long = "fs",
+        value_name = "tag=TAG,path=DIRECTORY[,readonly]|tag=TAG,socket=PATH"
+    )]
+    shares: Vec<ShareConfig>,
+    /// The virtiofsd that is started [default: ORLOP_VIRTIOFSD, or else /usr/libexec/virtiofsd, or else that in PATH]
+    #[arg(long, value_name = "FILE")]
+    virtiofsd: Option<PathBuf>,
     /// Whether the host gets back what the guest does not use (virtio-balloon); with a size, the guest gives up as much beyond that, and
     /// takes of it what it needs before it runs out of memory
     #[arg(long, value_name = "on|off|size=SIZE", default_value = "on")]
@@ -97,6 +105,7 @@ pub struct Arguments {
 }
 
 impl Arguments {
+    /// The VM, still without shared directories.
     fn into_config(self) -> anyhow::Result<VmConfig> {
         let name = match self.name {
             Some(name) => name,
@@ -119,7 +128,8 @@ impl Arguments {
             );
         }
         let mut tags = BTreeSet::new();
-        for FsConfig { tag, .. } in &self.fs {
+        for share in &self.shares {
+            let tag = share.tag();
             // The guest's driver takes the first and fails with the other.
             anyhow::ensure!(
                 tags.insert(tag),
@@ -165,7 +175,7 @@ impl Arguments {
             reboot: !self.no_reboot,
             api_socket: self.api_socket,
             vsock: self.vsock,
-            fs: self.fs,
+            fs: Vec::new(),
             balloon: self.balloon,
         })
     }
@@ -180,7 +190,7 @@ fn default_cmdline(console: ConsoleDevice, memory: MemoryConfig) -> String {
 ///
 /// # Errors
 /// When the VM cannot be made, or cannot go on.
-pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+pub fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
     let background = if arguments.detach {
         match detach::fork()? {
             Side::Caller(exit) => return Ok(exit),
@@ -190,9 +200,13 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         None
     };
     raise_open_files();
+    let (shares, program) = (arguments.shares.clone(), arguments.virtiofsd.take());
     let config = arguments.into_config()?;
+    let (fs, backends) = virtiofsd::serve(shares, program)?;
+    let config = VmConfig { fs, ..config };
     let log = background.is_some().then(|| Background::log(&config.name));
-    let outcome = vm::run(config, |config, pty| {
+    let heard = backends.share();
+    let outcome = vm::run(config, move |config, pty| {
         let name = &config.name;
         if let Some(pty) = pty {
             eprintln!(
@@ -201,11 +215,13 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
                 pty.display()
             );
         }
+        heard.listen()?;
         match background {
             Some(background) => background.go(name),
             None => Ok(()),
         }
-    })?;
+    });
+    let outcome = backends.end(outcome)?;
     if let (Some(log), Outcome::PoweredOff | Outcome::Reset | Outcome::Killed) = (log, &outcome) {
         // One that is gone already is what is wanted.
         let _ = log.remove();
@@ -282,6 +298,8 @@ mod tests {
             "--api-socket=s",
             "--vsock=socket=v,cid=7",
             "--fs=tag=t,socket=f",
+            "--fs=tag=u,path=/srv,readonly",
+            "--virtiofsd=/usr/bin/virtiofsd",
             "--balloon=off",
         ])
         .unwrap();
@@ -294,7 +312,6 @@ mod tests {
         assert_eq!(config.console, ConsoleConfig::Pty);
         assert_eq!(config.console_device, ConsoleDevice::Virtio);
         assert_eq!(config.vsock.unwrap().cid, 7);
-        assert_eq!(config.fs[0].tag.as_str(), "t");
         assert_eq!(config.memory.backing.hugepages, Some(HugePages::Of2M));
         assert_eq!(config.balloon, BalloonConfig::Off);
     }
@@ -321,7 +338,7 @@ mod tests {
         let line = [
             "run",
             "--kernel=k",
-            "--fs=tag=a,socket=r",
+            "--fs=tag=a,path=/",
             "--fs=tag=a,socket=s",
         ];
         let line = Line::try_parse_from(line).unwrap();
@@ -368,7 +385,7 @@ mod tests {
             ("--console=tty", "stdio, null, pty or file=FILE"),
             ("--console-device=hvc0", "serial or virtio"),
             ("--balloon=64M", "on, off or size=SIZE"),
-            ("--fs=tag=t", "socket=PATH"),
+            ("--fs=tag=t", "path=DIRECTORY"),
             ("--memory=1G,hugepages=4K", "2M or 1G"),
             ("--name=a/b", "begins with a letter"),
         ] {

@@ -4,7 +4,7 @@
 
 mod host;
 mod kvm;
-mod programs;
+pub mod programs;
 
 use std::process::ExitCode;
 

@@ -42,7 +42,7 @@ pub fn check() -> Vec<Finding> {
     };
     findings.push(file("kernel", &config.kernel));
     findings.push(file("initramfs", &config.initramfs));
-    findings.push(virtiofsd(config.virtiofsd));
+    findings.push(check_virtiofsd(config.virtiofsd));
     findings
 }
 
@@ -126,15 +126,23 @@ fn file(check: &'static str, path: &Path) -> Finding {
     }
 }
 
-fn virtiofsd(configured: Option<PathBuf>) -> Finding {
+/// How to get virtiofsd.
+pub const VIRTIOFSD_ADVICE: &str =
+    "install it: cargo install virtiofsd, or apt install virtiofsd where there is such a package";
+
+/// The virtiofsd that is installed, if one is.
+pub fn virtiofsd() -> Option<PathBuf> {
+    Some(PathBuf::from("/usr/libexec/virtiofsd"))
+        .filter(|path| is_program(path))
+        .or_else(|| in_path("virtiofsd"))
+}
+
+fn check_virtiofsd(configured: Option<PathBuf>) -> Finding {
     let check = "virtiofsd";
-    let packaged = Path::new("/usr/libexec/virtiofsd");
     let found = match &configured {
         Some(path) if path.components().count() > 1 => Some(path.clone()),
         Some(name) => in_path(&name.to_string_lossy()),
-        None => Some(packaged.to_owned())
-            .filter(|path| is_program(path))
-            .or_else(|| in_path("virtiofsd")),
+        None => virtiofsd(),
     };
     match found {
         Some(path) if is_program(&path) => Finding::ok(check, path.display().to_string()),
@@ -145,8 +153,8 @@ fn virtiofsd(configured: Option<PathBuf>) -> Finding {
         ),
         None => Finding::missing(
             check,
-            "is not installed",
-            "install it: cargo install virtiofsd, or apt install virtiofsd where there is such a package",
+            "is not installed (pods and `orlop run --fs path=` need it)",
+            VIRTIOFSD_ADVICE,
         ),
     }
 }
@@ -157,7 +165,8 @@ fn in_path(program: &str) -> Option<PathBuf> {
         .find(|path| is_program(path))
 }
 
-fn is_program(path: &Path) -> bool {
+/// Whether it is a file that may be executed.
+pub fn is_program(path: &Path) -> bool {
     path.metadata()
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
