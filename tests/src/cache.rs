@@ -111,4 +111,10 @@ impl Cache {
     pub fn virtiofsd(&self) -> PathBuf {
         self.root.join("bin/virtiofsd")
     }
+
+    /// The program that exercises file systems.
+    #[must_use]
+    pub fn fsx(&self) -> PathBuf {
+        self.root.join("bin/fsx")
+    }
 }

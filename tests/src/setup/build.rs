@@ -13,6 +13,9 @@ use crate::progress::step;
 /// The release of virtiofsd that the VMM's vhost-user-fs is tested with.
 const VIRTIOFSD_VERSION: &str = "1.14.0";
 
+/// The release of fsx, which exercises file systems and looks at what comes of it.
+const FSX_VERSION: &str = "0.3.2";
+
 /// The target for which programs are linked statically: the machine's own, for Debian's toolchain image has no other. Naming it keeps what
 /// the compiler itself runs, such as procedural macros, out of that.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -88,21 +91,26 @@ fn hostile_guest_target() -> PathBuf {
 /// # Errors
 /// When it cannot be fetched or does not compile.
 pub fn virtiofsd(cache: &Cache) -> Result<()> {
-    if cache.virtiofsd().exists() {
+    install(cache, &cache.virtiofsd(), "virtiofsd", VIRTIOFSD_VERSION)
+}
+
+/// Builds fsx from crates.io, if it is not there.
+///
+/// # Errors
+/// When it cannot be fetched or does not compile.
+pub fn fsx(cache: &Cache) -> Result<()> {
+    install(cache, &cache.fsx(), "fsx", FSX_VERSION)
+}
+
+/// Builds a program from crates.io.
+fn install(cache: &Cache, program: &Path, name: &str, version: &str) -> Result<()> {
+    if program.exists() {
         return Ok(());
     }
-    step(format!(
-        "building virtiofsd {VIRTIOFSD_VERSION} from crates.io"
-    ));
+    step(format!("building {name} {version} from crates.io"));
     let mut command = cargo_command();
     command
-        .args([
-            "install",
-            "virtiofsd",
-            "--locked",
-            "--version",
-            VIRTIOFSD_VERSION,
-        ])
+        .args(["install", name, "--locked", "--version", version])
         .arg("--root")
         .arg(cache.root())
         .arg("--target-dir")

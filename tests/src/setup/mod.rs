@@ -2,7 +2,7 @@
 //!
 //! - [`debian`]: packages, installed or only unpacked;
 //! - [`emulator`]: a QEMU that is new enough;
-//! - [`build`]: the workspace's programs, the static agent, virtiofsd, the hostile guest;
+//! - [`build`]: the workspace's programs, the static agent, virtiofsd, fsx, the hostile guest;
 //! - [`guest`]: the guest's kernel and initramfs;
 //! - [`own_kernel`]: the guest's kernel of our own.
 
@@ -40,7 +40,7 @@ pub fn everything() -> Result<()> {
     Ok(())
 }
 
-/// What the tests need beyond that: guests' kernels of other kinds, and a guest that is no kernel.
+/// What the tests need beyond that: guests' kernels of other kinds, a guest that is no kernel, and what exercises file systems.
 ///
 /// # Errors
 /// When a step fails; the error says which and what to do.
@@ -48,6 +48,7 @@ pub fn for_tests() -> Result<()> {
     everything()?;
     let cache = Cache::open()?;
     build::make_hostile_guest()?;
+    build::fsx(&cache)?;
     debian::kernel(NEWER_KERNEL, &cache.newer_guest_kernel())?;
     own_kernel::build()?;
     Ok(())

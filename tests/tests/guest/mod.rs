@@ -35,6 +35,7 @@ const MODULES: &[&str] = &[
     "virtio_balloon",
     "virtio_mem",
     "virtio_console",
+    "virtiofs",
     "button",
     "evdev",
     "pvpanic-mmio",
