@@ -5,9 +5,10 @@
 //! - [`signature`] takes the signatures off them, whose check would be a good part of a guest's start;
 //! - [`kernel`] builds a kernel of our own, which needs no modules, from Linux' sources;
 //! - [`cpio`] writes the archive format that the kernel unpacks at boot;
-//! - [`initramfs`] puts the agent and the modules together.
+//! - [`initramfs`] puts the agent and the modules together;
+//! - [`noise`] makes the bytes that tests send through a guest's devices.
 //!
-//! The agent itself, which runs inside the guest, is the binary `orlop-agent` of this crate.
+//! The agent itself, which runs inside the guest, is the binary `orlop-agent` of this crate. `orlop-story-peer` is what tests have there.
 
 pub mod boot_mark;
 pub mod bzimage;
@@ -16,4 +17,5 @@ mod elf;
 pub mod initramfs;
 pub mod kernel;
 pub mod modules;
+pub mod noise;
 pub mod signature;

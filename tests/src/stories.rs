@@ -34,6 +34,19 @@ pub fn skip(reason: &str) {
     println!("{SKIPPED}{reason}");
 }
 
+/// Has the stories that move much move all of it: `cargo testbed test --full`.
+pub const FULL_VARIABLE: &str = "ORLOP_FULL_SIZE";
+
+/// How much a story moves: `full` when it is to be seen at its full size, which takes an emulated machine long.
+#[must_use]
+pub fn size(usual: u64, full: u64) -> u64 {
+    if env::var_os(FULL_VARIABLE).is_some_and(|value| value == "1") {
+        full
+    } else {
+        usual
+    }
+}
+
 /// Runs all tests and prints, alone on the last line, `N passed, N failed, N skipped`.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 use std::fs;
 
 /// What a process holds.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Held {
     /// Memory of its own, but for the guest's RAM, in KiB.
     pub kib: u64,

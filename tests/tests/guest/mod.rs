@@ -4,6 +4,7 @@
 
 pub mod held;
 pub mod on_terminal;
+pub mod peer;
 pub mod tap;
 
 use std::fs;
@@ -36,6 +37,7 @@ const MODULES: &[&str] = &[
     "virtio_mem",
     "virtio_console",
     "virtiofs",
+    "vmw_vsock_virtio_transport",
     "button",
     "evdev",
     "pvpanic-mmio",
@@ -85,10 +87,15 @@ pub struct Guest {
 impl Guest {
     /// Prepares a guest whose process 1 runs `script`.
     pub fn new(kernel: Kernel, script: &str) -> Self {
+        Self::with(kernel, script, &[])
+    }
+
+    /// The same, with these programs of the machine's in `/bin`, and the libraries that they need.
+    pub fn with(kernel: Kernel, script: &str, programs: &[PathBuf]) -> Self {
         let cache = Cache::open().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let package = kernel.package(&cache);
-        let initramfs = initramfs(&package, script);
+        let initramfs = initramfs(&package, script, programs);
         fs::write(directory.path().join("initramfs"), initramfs).unwrap();
         let kernel = match kernel {
             Kernel::BzImage => cache.guest_vmlinuz(),
@@ -191,7 +198,7 @@ fn without_notes(mut elf: Vec<u8>) -> Vec<u8> {
     elf
 }
 
-fn initramfs(kernel: &kernel::Kernel, script: &str) -> Vec<u8> {
+fn initramfs(kernel: &kernel::Kernel, script: &str, programs: &[PathBuf]) -> Vec<u8> {
     let modules = Modules::read(&kernel.modules).unwrap();
     let mut archive = Archive::default();
     for directory in ["bin", "dev", "modules", "proc", "sys"] {
@@ -224,7 +231,42 @@ fn initramfs(kernel: &kernel::Kernel, script: &str) -> Vec<u8> {
     init.push_str(script);
     init.push('\n');
     archive.add("init", PROGRAM, init.as_bytes()).unwrap();
+    add_programs(&mut archive, programs);
     archive.finish().unwrap()
+}
+
+/// Adds programs, and their libraries where the dynamic loader looks for them.
+fn add_programs(archive: &mut Archive, programs: &[PathBuf]) {
+    let mut known = Vec::new();
+    let mut directories = Vec::new();
+    for program in programs {
+        let name = program.file_name().unwrap().to_str().unwrap();
+        let content = fs::read(program).unwrap();
+        archive
+            .add(&format!("bin/{name}"), PROGRAM, &content)
+            .unwrap();
+        let listed = Command::new("ldd").arg(program).output().unwrap();
+        // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`; the loader stands alone, and a static program has none of them.
+        for library in String::from_utf8_lossy(&listed.stdout)
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'))
+        {
+            let path = Path::new(library);
+            for parent in path.ancestors().skip(1).collect::<Vec<_>>().iter().rev() {
+                let parent = parent.to_str().unwrap().trim_start_matches('/').to_owned();
+                if !parent.is_empty() && !directories.contains(&parent) {
+                    archive.add(&parent, DIRECTORY, &[]).unwrap();
+                    directories.push(parent);
+                }
+            }
+            if !known.contains(&library.to_owned()) {
+                let content = fs::read(path).unwrap();
+                let name = library.trim_start_matches('/');
+                archive.add(name, PROGRAM, &content).unwrap();
+                known.push(library.to_owned());
+            }
+        }
+    }
 }
 
 /// Makes one call to the VMM at `socket`.

@@ -39,6 +39,11 @@ impl Tap {
         format!("10.77.{}.2", self.net)
     }
 
+    /// The address of all stations.
+    pub fn broadcast(&self) -> String {
+        format!("10.77.{}.255", self.net)
+    }
+
     /// What the guest does to have its end.
     pub fn bring_up(&self) -> String {
         let guest = self.guest();
