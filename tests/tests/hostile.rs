@@ -5,29 +5,38 @@ mod common;
 mod guest;
 
 use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::UdpSocket;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use common::stage;
 use guest::held::Held;
+use guest::tap::Tap;
 use orlop_testbed::containerd::ctr::Running;
 use orlop_testbed::setup::build;
 
-/// How often the list is gone through. Each time the devices are set up, and reset, more than 250 times.
-const ROUNDS: u64 = 10;
+/// How often the list is gone through. Each time the devices are set up, and reset, some 600 times.
+const ROUNDS: u64 = 6;
 /// After this round everything is there that is kept: threads' stacks, the allocator's arenas.
 const SETTLED: u64 = 2;
 /// How long the guest may take on an emulated machine that is busy with other things.
 const LIMIT: Duration = Duration::from_secs(600);
+/// How long one round may take there.
+const ROUND: Duration = Duration::from_secs(300);
 
 /// The guest's memory: large enough that 62 buffers of it are more than 4 GiB.
 const MEMORY_MIB: u64 = 192;
 /// What the VMM may have more in the end, in KiB, for the allocator does not always lay things out alike. Between the two looks the devices
 /// are set up more than 2,000 times, so a leak of 64 bytes in each is more.
 const SLACK_KIB: u64 = 128;
-/// As many lines as all the faults may leave in the log: without a limit there would be some 800.
+/// As many lines as all the faults may leave in the log: without a limit there would be more than a thousand.
 const LOG_LINES: usize = 300;
 
 /// The disk's size, a sector's, and what the upper half of each 8 bytes is; the lower is their number.
@@ -78,7 +87,111 @@ const ATTACKS: &[&str] = &[
     "console-one-queue-only",
     "console-size-written",
     "console-reset-in-flight",
+    "randomness-reset-in-flight",
+    "net-flood-without-buffers",
+    "net-packet-of-zero-length",
+    "net-packet-oversized",
+    "net-header-malformed",
+    "net-control-garbage",
+    "net-reset-in-flight",
+    "vsock-credit-without-end",
+    "vsock-data-beyond-credit",
+    "vsock-length-beyond-the-buffer",
+    "vsock-unknown-operations",
+    "vsock-unknown-types",
+    "vsock-flood-of-requests",
+    "vsock-reset-in-flight",
+    "hotplug-eject-of-absent-slots",
+    "hotplug-eject-of-the-host-bridge",
+    "hotplug-odd-widths",
 ];
+
+/// The ports of the host that the guest calls by vsock: where somebody takes everything and sends without end, and where nobody takes
+/// anything.
+const BUSY: u32 = 7000;
+const DEAF: u32 = 7001;
+
+/// What happens on the host all the while, until this is dropped.
+struct Surroundings {
+    over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Surroundings {
+    fn of(tap: &Tap, vsock: &Path) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let listen = |port| {
+            let mut path = vsock.as_os_str().to_owned();
+            path.push(format!("_{port}"));
+            let listener = UnixListener::bind(PathBuf::from(path)).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            listener
+        };
+        let (busy, deaf) = (listen(BUSY), listen(DEAF));
+        let broadcast = tap.broadcast();
+        let mut threads = Vec::new();
+        let mut work = |mut step: Box<dyn FnMut() + Send>| {
+            let over = Arc::clone(&over);
+            threads.push(thread::spawn(move || {
+                while !over.load(Ordering::SeqCst) {
+                    step();
+                }
+            }));
+        };
+        // Packets to the guest, many at once.
+        let socket = UdpSocket::bind((tap.host(), 0)).unwrap();
+        socket.set_broadcast(true).unwrap();
+        work(Box::new(move || {
+            for _ in 0..20 {
+                // It fails while the card is not taken by anybody.
+                let _ = socket.send_to(&[7; 300], (&*broadcast, 9));
+            }
+            thread::sleep(Duration::from_millis(2));
+        }));
+        let mut streams: Vec<UnixStream> = Vec::new();
+        work(Box::new(move || {
+            streams.extend(accepted(&busy));
+            streams.retain_mut(|stream| is_busy(stream));
+            thread::sleep(Duration::from_millis(1));
+        }));
+        let mut held: Vec<UnixStream> = Vec::new();
+        work(Box::new(move || {
+            held.extend(accepted(&deaf));
+            // Those that the VMM has closed say that they are writable and fail.
+            held.retain(|mut stream| !matches!(stream.write(&[0]), Err(error) if error.kind() != io::ErrorKind::WouldBlock));
+            thread::sleep(Duration::from_millis(20));
+        }));
+        Surroundings { over, threads }
+    }
+
+    fn end(self) {
+        self.over.store(true, Ordering::SeqCst);
+        for thread in self.threads {
+            thread.join().unwrap();
+        }
+    }
+}
+
+fn accepted(listener: &UnixListener) -> Vec<UnixStream> {
+    let mut streams = Vec::new();
+    while let Ok((stream, _)) = listener.accept() {
+        stream.set_nonblocking(true).unwrap();
+        streams.push(stream);
+    }
+    streams
+}
+
+/// Sends as much as goes, and takes what came; says whether the stream is still there.
+fn is_busy(mut stream: &UnixStream) -> bool {
+    use std::io::Read;
+    let mut buffer = [0; 16 << 10];
+    let goes_on = |done: io::Result<usize>| match done {
+        Ok(count) => count > 0,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    };
+    let taken = goes_on(stream.read(&mut buffer));
+    taken && goes_on(stream.write(&buffer))
+}
 
 /// Lets the guest begin so many rounds.
 fn allow(disk: &Path, rounds: u64) {
@@ -97,6 +210,9 @@ fn a_guest_that_breaks_every_rule_costs_itself_its_devices_and_the_host_nothing(
     let numbers = (0..DISK as u64 / 8).flat_map(|number| (MARK | number).to_le_bytes());
     fs::write(&disk, numbers.collect::<Vec<_>>()).unwrap();
     allow(&disk, 1);
+    // Two queues: a card with one has no control queue.
+    let (tap, vsock) = (Tap::new(2), directory.path().join("vsock"));
+    let surroundings = Surroundings::of(&tap, &vsock);
 
     let mut command = Command::new(build::programs_directory().join("orlop"));
     command.args(["run", "--name", "hostile", "--no-reboot"]);
@@ -108,6 +224,12 @@ fn a_guest_that_breaks_every_rule_costs_itself_its_devices_and_the_host_nothing(
         .arg("--disk")
         .arg(format!("path={}", disk.display()));
     command
+        .arg("--net")
+        .arg(format!("tap={},queues=2,vhost=off", tap.name));
+    command
+        .arg("--vsock")
+        .arg(format!("socket={}", vsock.display()));
+    command
         .arg("--console")
         .arg(format!("file={}", console.display()));
     let running = Running::start(command, &[]).unwrap();
@@ -117,7 +239,7 @@ fn a_guest_that_breaks_every_rule_costs_itself_its_devices_and_the_host_nothing(
     let mut held = Vec::new();
     for round in 1..=ROUNDS {
         let over = format!("round {round} over\n");
-        guest::until(&over, || said().contains(&over) || !is_alive(id));
+        within(&over, || said().contains(&over) || !is_alive(id));
         // A guest in which something failed does not wait.
         if said().contains("FAILED") || !is_alive(id) {
             break;
@@ -142,6 +264,8 @@ fn a_guest_that_breaks_every_rule_costs_itself_its_devices_and_the_host_nothing(
         assert_eq!(times as u64, ROUNDS, "{line}: {said}");
     }
     assert!(said.contains(&format!("\n{ROUNDS} rounds: ")), "{said}");
+    let last = "\nok hotplug-eject-of-everything";
+    assert!(said.contains(last), "{said}");
     assert_eq!(held.len() as u64, ROUNDS, "{held:#?}");
 
     let (settled, last) = (&held[SETTLED as usize - 1], &held[ROUNDS as usize - 1]);
@@ -154,8 +278,18 @@ fn a_guest_that_breaks_every_rule_costs_itself_its_devices_and_the_host_nothing(
     let lines = log.lines().count();
     assert!(lines <= LOG_LINES, "{lines} lines of log");
     println!("{lines} lines of log");
-    drop(directory);
+    surroundings.end();
+    drop((directory, tap));
     stage.leaves_nothing();
+}
+
+/// Waits until something holds, as long as a round may take.
+fn within(what: &str, holds: impl Fn() -> bool) {
+    let end = Instant::now() + ROUND;
+    while !holds() {
+        assert!(Instant::now() < end, "{what}: not within {ROUND:?}");
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Whether the process runs still.

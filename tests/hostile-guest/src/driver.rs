@@ -135,7 +135,17 @@ impl Driver {
         self.answer()
     }
 
-    /// Waits until the device gives something back.
+    /// Waits until the device has given something back, or much: takes the first of it.
+    pub fn next_answer(&mut self) -> Outcome<Used> {
+        becomes("whether the device gave something back", 1, || {
+            // Leaves the guest, so that the host has the processor.
+            self.device.get(STATUS);
+            self.ring.has_news().into()
+        })?;
+        there("what the device gave back", self.ring.take())
+    }
+
+    /// Waits until the device gives something back, and nothing else.
     pub fn answer(&mut self) -> Outcome<Used> {
         let wanted = self.ring.awaited();
         let look = || {

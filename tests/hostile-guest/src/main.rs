@@ -1,6 +1,6 @@
 //! A guest that means harm: no operating system, only drivers that do one thing wrong after the other.
 //!
-//! It finds the VM's disk, its source of randomness and its balloon, and goes through the list in [`attacks`]. Each attack breaks one rule of virtio
+//! It finds the VM's disk, its source of randomness, its balloon, its network card and its vsock, and goes through the list in [`attacks`]. Each attack breaks one rule of virtio
 //! 1.2 and looks whether the device says so, or whether what was done had no effect. Afterwards another device must still work, and
 //! so must the attacked one once it is reset.
 //!
@@ -12,8 +12,8 @@
 //! - [`runtime`]: what the compiler takes for granted;
 //! - [`ports`], [`mmio`], [`ram`]: the three ways to reach something; [`serial`]: printing;
 //! - [`pci`]: finding functions; [`device`]: the registers of a virtio device; [`ring`]: a split virtqueue's memory;
-//! - [`driver`]: how a device is brought up rightly; [`disk`], [`entropy`], [`balloon`] and [`console`]: what to ask of the
-//!   devices;
+//! - [`driver`]: how a device is brought up rightly; [`disk`], [`entropy`], [`balloon`], [`card`], [`streams`] and [`console`]: what to ask of
+//!   the devices;
 //! - [`stage`]: all devices, and what must hold after every attack.
 
 #![no_std]
@@ -25,6 +25,7 @@ mod serial;
 mod attacks;
 mod balloon;
 mod boot;
+mod card;
 mod console;
 mod device;
 mod disk;
@@ -39,6 +40,7 @@ mod ram;
 mod ring;
 mod runtime;
 mod stage;
+mod streams;
 
 use outcome::Outcome;
 use stage::Stage;
@@ -67,5 +69,10 @@ fn run(zero_page: u64) -> Outcome {
         }
     }
     say!("{round} rounds: {passed} ok, {failed} failed");
+    // Once, for nothing is left to go on with.
+    match attacks::slots::eject_everything(&mut stage) {
+        Ok(()) => say!("ok hotplug-eject-of-everything"),
+        Err(complaint) => say!("FAILED hotplug-eject-of-everything: {complaint}"),
+    }
     Ok(())
 }

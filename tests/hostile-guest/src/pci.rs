@@ -4,7 +4,8 @@ use crate::mmio::{self, Width};
 
 /// Where configuration space is, as the VM's MCFG table says.
 const ECAM: u64 = 0xe000_0000;
-const DEVICES: u64 = 32;
+/// As many devices as a bus has.
+pub const DEVICES: u64 = 32;
 
 const COMMAND: u64 = 0x04;
 const BAR0: u64 = 0x10;
@@ -26,8 +27,18 @@ impl Function {
     pub fn find(vendor: u16, device: u16) -> Option<Self> {
         let id = u64::from(device) << 16 | u64::from(vendor);
         (0..DEVICES)
-            .map(|number| Function(ECAM + (number << 15)))
+            .map(Function::at)
             .find(|function| function.get(0, Width::Four) == id)
+    }
+
+    /// The function at this device number, if there is one.
+    pub fn at(number: u64) -> Self {
+        Function(ECAM + (number << 15))
+    }
+
+    /// Whether there is one.
+    pub fn is_there(self) -> bool {
+        self.get(0, Width::Four) != 0xffff_ffff
     }
 
     /// Reads configuration space.

@@ -3,7 +3,7 @@
 use core::ptr;
 
 /// The arena. The guest itself lies below.
-pub const ARENA: core::ops::Range<u64> = 0x200_0000..0x400_0000;
+pub const ARENA: core::ops::Range<u64> = 0x200_0000..0x600_0000;
 
 /// The zero page's number of memory map entries, and the entries (Linux, Documentation/arch/x86/zero-page.rst).
 const E820_ENTRIES: u64 = 0x1e8;

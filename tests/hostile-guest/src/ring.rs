@@ -171,6 +171,11 @@ impl Ring {
         ram::load(self.device() + 2)
     }
 
+    /// Whether the device has given back a head that was not taken yet.
+    pub fn has_news(&self) -> bool {
+        self.used_index() != self.seen
+    }
+
     /// Takes back the next head that the device has given back.
     pub fn take(&mut self) -> Option<Used> {
         if self.used_index() == self.seen {

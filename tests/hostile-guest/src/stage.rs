@@ -2,12 +2,14 @@
 
 use crate::attacks::Attack;
 use crate::balloon::{self, Balloon};
+use crate::card::{self, Card};
 use crate::console::{self, Console};
 use crate::device::Device;
 use crate::disk::{self, Disk};
 use crate::entropy::{self, Entropy};
 use crate::outcome::{Outcome, is, there};
 use crate::ram;
+use crate::streams::{self, Streams};
 
 /// The memory of each device's ring and buffers.
 const SHARE: u64 = 8 << 20;
@@ -21,6 +23,10 @@ pub struct Stage {
     pub entropy: Entropy,
     /// The balloon.
     pub balloon: Balloon,
+    /// The network card.
+    pub card: Card,
+    /// vsock.
+    pub streams: Streams,
     /// The console.
     pub console: Console,
     /// Where RAM ends, below the hole.
@@ -35,12 +41,16 @@ impl Stage {
         let disk = there("the disk", Device::find(disk::KIND))?;
         let entropy = there("the source of randomness", Device::find(entropy::KIND))?;
         let balloon = there("the balloon", Device::find(balloon::KIND))?;
+        let card = there("the network card", Device::find(card::KIND))?;
+        let streams = there("vsock", Device::find(streams::KIND))?;
         let console = there("the console", Device::find(console::KIND))?;
         let mut stage = Stage {
             disk: Disk::new(disk, ram::ARENA.start),
             entropy: Entropy::new(entropy, ram::ARENA.start + SHARE),
             balloon: Balloon::new(balloon, ram::ARENA.start + 2 * SHARE),
-            console: Console::new(console, ram::ARENA.start + 3 * SHARE),
+            card: Card::new(card, ram::ARENA.start + 3 * SHARE),
+            streams: Streams::new(streams, ram::ARENA.start + 4 * SHARE),
+            console: Console::new(console, ram::ARENA.start + 5 * SHARE),
             ram_end,
         };
         stage.all_is_well()?;
@@ -66,6 +76,9 @@ impl Stage {
         self.entropy.driver.bring_up()?;
         self.entropy.works()?;
         self.balloon.works()?;
-        self.console.works()
+        self.console.works()?;
+        self.card.bring_up()?;
+        self.card.works()?;
+        self.streams.works()
     }
 }

@@ -7,10 +7,13 @@
 //! - [`registers`]: writes at the wrong time, selectors and vectors out of range; [`accesses`]: the wrong sizes and places;
 //! - [`randomness`]: the worst of these, done to another device;
 //! - [`balloon`]: what is not the guest's to give;
-//! - [`console`]: queues that are used the wrong way round.
+//! - [`console`]: queues that are used the wrong way round;
+//! - [`card`] and [`streams`]: what goes through the network card and through vsock;
+//! - [`slots`]: letting go of devices.
 
 mod accesses;
 mod balloon;
+mod card;
 mod chains;
 mod console;
 mod heads;
@@ -19,6 +22,8 @@ mod layout;
 mod randomness;
 mod registers;
 mod requests;
+pub mod slots;
+mod streams;
 
 use crate::disk::{self, Disk};
 use crate::outcome::Outcome;
@@ -58,6 +63,9 @@ pub fn all() -> impl Iterator<Item = &'static Attack> {
         randomness::ATTACKS,
         balloon::ATTACKS,
         console::ATTACKS,
+        card::ATTACKS,
+        streams::ATTACKS,
+        slots::ATTACKS,
     ]
     .into_iter()
     .flatten()

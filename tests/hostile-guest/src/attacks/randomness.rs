@@ -4,6 +4,7 @@ use super::Attack;
 use crate::device::QUEUE_DRIVER;
 use crate::entropy;
 use crate::outcome::{Outcome, is};
+use crate::ram;
 use crate::ring::{Descriptor, SIZE};
 use crate::stage::Stage;
 
@@ -13,6 +14,7 @@ pub const ATTACKS: &[Attack] = &[
     attack("randomness-buffer-outside-ram", buffer_outside_ram),
     attack("randomness-available-index-jumps", index_jumps),
     attack("randomness-readable-buffer", readable),
+    attack("randomness-reset-in-flight", reset_in_flight),
 ];
 
 const fn attack(name: &'static str, run: fn(&mut Stage) -> Outcome) -> Attack {
@@ -75,4 +77,33 @@ fn readable(stage: &mut Stage) -> Outcome {
     is("the number of random bytes", used.len, 0u64)?;
     driver.device.runs()?;
     stage.entropy.works()
+}
+
+/// 2.4.1: a device that is reset touches no memory any more. It has a ring full of requests when that happens.
+fn reset_in_flight(stage: &mut Stage) -> Outcome {
+    const UNTOUCHED: u8 = 0x5a;
+    const LEN: u32 = 4096;
+    let driver = &mut stage.entropy.driver;
+    driver.bring_up()?;
+    let place = driver.ring.buffers();
+    for head in 0..SIZE {
+        let at = place + u64::from(head) * u64::from(LEN);
+        driver.ring.describe(head, Descriptor::writable(at, LEN));
+        driver.ring.put(head);
+    }
+    driver.ring.publish();
+    driver.kick();
+    driver.device.reset()?;
+    let len = u64::from(SIZE) * u64::from(LEN);
+    ram::fill(place, len, UNTOUCHED);
+    let used = driver.ring.used_index();
+    // As long as another device takes to answer a few times, through the host.
+    (0..8).try_for_each(|_| stage.disk.works())?;
+    let ring = &stage.entropy.driver.ring;
+    is("the device's index", ring.used_index(), used)?;
+    is(
+        "whether memory stayed as it was",
+        ram::holds(place, len, UNTOUCHED),
+        true,
+    )
 }
