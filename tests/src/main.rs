@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use orlop_testbed::bench::Subject;
+use orlop_testbed::stories::Telling;
 use orlop_testbed::{bench, demo, host, progress, setup, stories};
 
 /// Runs Orlop's demo and tests on any Debian 12, with or without hardware virtualisation.
@@ -43,6 +44,18 @@ enum What {
     Test {
         /// Only the stories of these programs (such as `disks`), or whose names contain one of these; no unit tests then
         only: Vec<String>,
+        /// Have the stories that move much data move a gigabyte, which takes an emulated machine long
+        #[arg(long)]
+        full: bool,
+    },
+    /// Have everything happen to a VM at random while it works, and see whether anything is lost or grows
+    Soak {
+        /// How long, after a first round
+        #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+        minutes: u32,
+        /// What decides the order; a run prints its own
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// Not for people: the stories, on a machine that has KVM
     #[command(hide = true)]
@@ -90,7 +103,9 @@ fn main() -> ExitCode {
         What::Demo => demo::run(),
         What::Demonstrate => demo::demonstrate(),
         What::Bench { subject, runs } => bench::run(subject, runs),
-        What::Test { only } => stories::test(&only),
+        What::Test { only, full: false } => stories::test(&only, &Telling::default()),
+        What::Test { only, full: true } => stories::test(&only, &Telling::full()),
+        What::Soak { minutes, seed } => stories::soak(minutes, seed),
         What::Stories { programs, only } => stories::tell(&programs, &only),
         What::Inside => host::inside::main(),
     };

@@ -29,6 +29,66 @@ const ATTEMPTS: u32 = 3;
 /// How often stories are begun whose machine failed: its kernel panicked or hung, which tells nothing of them.
 const MACHINES: u32 = 6;
 
+/// How many minutes the soak lasts after its first round, and the seed that decides what happens in it.
+pub const SOAK_MINUTES_VARIABLE: &str = "ORLOP_SOAK_MINUTES";
+/// See above.
+pub const SOAK_SEED_VARIABLE: &str = "ORLOP_SOAK_SEED";
+/// The program that it is.
+const SOAK: &str = "soak";
+
+/// How stories are told.
+#[derive(Debug, Clone)]
+pub struct Telling {
+    /// What they look at in their environment.
+    variables: Vec<(&'static str, String)>,
+    /// How long one program may take in a virtual host.
+    limit: Duration,
+    /// How often stories are begun that failed in an emulated machine.
+    attempts: u32,
+}
+
+impl Default for Telling {
+    fn default() -> Self {
+        Telling {
+            variables: Vec::new(),
+            limit: LIMIT,
+            attempts: ATTEMPTS,
+        }
+    }
+}
+
+impl Telling {
+    /// Everything at its full size.
+    #[must_use]
+    pub fn full() -> Self {
+        Telling {
+            variables: vec![(FULL_VARIABLE, "1".into())],
+            limit: LIMIT * 6,
+            ..Telling::default()
+        }
+    }
+
+    /// A soak of so many minutes.
+    fn soak(minutes: u32, seed: Option<u64>) -> Self {
+        let mut variables = vec![(SOAK_MINUTES_VARIABLE, minutes.to_string())];
+        variables.extend(seed.map(|seed| (SOAK_SEED_VARIABLE, seed.to_string())));
+        Telling {
+            variables,
+            limit: LIMIT + Duration::from_secs(60) * minutes,
+            // A soak that fails has found something, and says with which seed.
+            attempts: 1,
+        }
+    }
+}
+
+/// Soaks a VM: the story that has everything happen to it at random, for so many minutes.
+///
+/// # Errors
+/// As [`test`].
+pub fn soak(minutes: u32, seed: Option<u64>) -> Result<ExitCode> {
+    test(&[SOAK.into()], &Telling::soak(minutes, seed))
+}
+
 /// Says why a story is not told on this machine. The story then returns.
 pub fn skip(reason: &str) {
     println!("{SKIPPED}{reason}");
@@ -51,7 +111,7 @@ pub fn size(usual: u64, full: u64) -> u64 {
 ///
 /// # Errors
 /// When the tests could not be run. Tests that failed are told by the status.
-pub fn test(only: &[String]) -> Result<ExitCode> {
+pub fn test(only: &[String], telling: &Telling) -> Result<ExitCode> {
     setup::for_tests()?;
     let mut total = Count::default();
     let mut broken = false;
@@ -72,7 +132,7 @@ pub fn test(only: &[String]) -> Result<ExitCode> {
             continue;
         };
         step(format!("starting the machine for {}", name_of(program)));
-        let (count, ended_well) = tell_where_kvm_is(program, only)?;
+        let (count, ended_well) = tell_where_kvm_is(program, only, telling)?;
         total.add(count);
         broken |= !ended_well && count.failed == 0;
     }
@@ -107,12 +167,12 @@ fn wanted<'o>(program: &Path, only: &'o [String]) -> Result<Option<&'o [String]>
 /// Tells the stories of one program in a machine of its own. When the machine fails rather than a story, those that are not over are
 /// told again in another one. In an emulated machine a guest crashes or stops now and then, for a reason that is not known yet; so there,
 /// and only there, a story that failed is told again as well. A line says so each time.
-fn tell_where_kvm_is(program: &Path, only: &[String]) -> Result<(Count, bool)> {
+fn tell_where_kvm_is(program: &Path, only: &[String], telling: &Telling) -> Result<(Count, bool)> {
     let this = env::current_exe()?;
     let mut told = Told::default();
     for attempt in 1.. {
         let mut command = Command::new(&this);
-        command.args(["host", "--timeout", &LIMIT.as_secs().to_string()]);
+        command.args(["host", "--timeout", &telling.limit.as_secs().to_string()]);
         command.args(["--memory", &MEMORY_MIB.to_string(), "--"]);
         command
             .arg(&this)
@@ -126,6 +186,8 @@ fn tell_where_kvm_is(program: &Path, only: &[String]) -> Result<(Count, bool)> {
                 command.args(["--skip", name]);
             }
         }
+        let variables = telling.variables.iter();
+        command.envs(variables.map(|(name, value)| (name, value)));
         command.stdin(Stdio::null());
         let mut count = Count::default();
         let status = read_lines(command, |line| {
@@ -134,7 +196,8 @@ fn tell_where_kvm_is(program: &Path, only: &[String]) -> Result<(Count, bool)> {
         })?;
         let machine_failed = status.code() == Some(host::EXIT_HOST_FAILED.into());
         let emulated_failure = count.failed > 0 && !host::kvm::is_hardware();
-        let again = machine_failed && attempt < MACHINES || emulated_failure && attempt < ATTEMPTS;
+        let again =
+            machine_failed && attempt < MACHINES || emulated_failure && attempt < telling.attempts;
         if !again {
             return Ok((told.count(count.failed), status.success()));
         }

@@ -40,6 +40,9 @@ pub const VIRTIOFSD_BUILD: &[Package] = &[
 /// What tests compare Orlop's own work with.
 pub const REFERENCES: &[Package] = &[("/usr/bin/cpio", "cpio")];
 
+/// What stories send and receive by, here and in their guests.
+pub const TRAFFIC: &[Package] = &[("/usr/bin/iperf3", "iperf3")];
+
 /// What building a kernel takes.
 pub const KERNEL_BUILD: &[Package] = &[
     ("/usr/bin/bc", "bc"),

@@ -47,6 +47,7 @@ pub fn everything() -> Result<()> {
 pub fn for_tests() -> Result<()> {
     everything()?;
     let cache = Cache::open()?;
+    debian::install(debian::TRAFFIC)?;
     build::make_hostile_guest()?;
     build::fsx(&cache)?;
     debian::kernel(NEWER_KERNEL, &cache.newer_guest_kernel())?;

@@ -9,8 +9,8 @@
 //! stall SEED LEN        takes nothing until somebody says `release` on another stream; then as `take`
 //! release               lets those go on
 //! call PORT COUNT       connects so often to a port of the host's by vsock, where lines are said as they are here
-//! run COMMAND           has the shell run it; answers its output and `status N`
-//! disk PATH OLD NEW LEN reads a disk, which must hold so many bytes of one seed, and writes those of another
+//! run COMMAND           has the shell run it; answers its output
+//! disk PATH OLD NEW LEN reads a disk, which must hold so many bytes of one seed (0: of any), and writes those of another
 //! ```
 //!
 //! The last line of an answer is `ok`, or `FAILED` and why.
