@@ -1,5 +1,6 @@
 //! What a VMM's process holds of its host, to see that it does not grow.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 /// What a process holds.
@@ -26,6 +27,26 @@ impl Held {
             descriptors: entries("fd").count(),
         }
     }
+}
+
+/// Where the private memory of a process lies, in KiB by what is mapped, to see what has grown.
+pub fn by_mapping(id: u32) -> BTreeMap<String, u64> {
+    let smaps = fs::read_to_string(format!("/proc/{id}/smaps")).unwrap();
+    let (mut all, mut name) = (BTreeMap::new(), String::new());
+    for line in smaps.lines() {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words[..] {
+            [what, size, "kB"] if what.starts_with("Private_") => {
+                *all.entry(name.clone()).or_default() += size.parse::<u64>().unwrap();
+            }
+            [range, _, _, _, _, ref path @ ..] if range.contains('-') => {
+                name = path.last().unwrap_or(&"anonymous").to_string();
+            }
+            _ => {}
+        }
+    }
+    all.retain(|_, size| *size > 0);
+    all
 }
 
 /// The private memory of all mappings but the guest's RAM, which is told by its being left out of core dumps, in KiB. RAM counts for

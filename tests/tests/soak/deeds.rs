@@ -14,7 +14,7 @@ use orlop_proto::vmm::v1::{
 use std::sync::atomic::Ordering;
 
 use crate::Random;
-use crate::guest::held::Held;
+use crate::guest::held::{Held, by_mapping};
 use crate::guest::peer::Vm;
 use crate::guest::tap::Tap;
 use crate::guest::{COMMAND_LINE, Kernel, LIMIT, control};
@@ -300,7 +300,9 @@ impl Deeds {
         }
         // Streams that have ended, clients that have gone.
         thread::sleep(Duration::from_secs(2));
-        let held = Held::by_vmm(self.vm.running.id());
+        let id = self.vm.running.id();
+        let held = Held::by_vmm(id);
+        println!("at rest {held:?}: {:?}", by_mapping(id));
         self.load.state.go_on();
         self.load.is_well();
         held
