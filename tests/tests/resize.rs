@@ -3,6 +3,7 @@
 mod common;
 mod guest;
 
+use std::cell::RefCell;
 use std::fs;
 use std::process::Command;
 use std::thread;
@@ -36,7 +37,7 @@ const SCRIPT: &str = "load virtio_mem; \
 
 struct Vm {
     guest: Guest,
-    running: Running,
+    running: RefCell<Option<Running>>,
 }
 
 impl Vm {
@@ -49,7 +50,7 @@ impl Vm {
         let mut line = vec!["--cmdline", &cmdline, "--console", &console, "--api-socket"];
         line.push(socket.to_str().unwrap());
         line.extend(arguments);
-        let running = guest.start(&line);
+        let running = RefCell::new(Some(guest.start(&line)));
         let vm = Vm { guest, running };
         vm.says("has 1 vCPUs");
         vm
@@ -96,13 +97,11 @@ impl Vm {
 
     fn resize(&self, arguments: &[&str]) {
         let done = self.tell("resize", &[arguments, &["--timeout", "240s"]].concat());
-        assert_eq!(
-            done.status,
-            0,
-            "{arguments:?}: {} {}",
-            done.error(),
-            self.said()
-        );
+        if done.status != 0 {
+            // Why, if that is so because the VM has ended.
+            let ended = self.running.take().unwrap().wait(guest::LIMIT);
+            panic!("{arguments:?}: {} {} {ended:?}", done.error(), self.said());
+        }
     }
 
     fn refuses(&self, arguments: &[&str], hint: &str) {
@@ -125,7 +124,8 @@ impl Vm {
             vm.kill(KillRequest {}).await
         });
         let said = self.said();
-        let ended = self.running.wait(guest::LIMIT).unwrap();
+        let running = self.running.take().unwrap();
+        let ended = running.wait(guest::LIMIT).unwrap();
         assert_eq!(ended.status, 137, "{}", ended.error());
         assert!(!ended.error().contains("must reset"), "{}", ended.error());
         assert!(!said.contains("Call Trace"), "{said}");
@@ -139,7 +139,11 @@ fn run(command: Command) -> Done {
 
 /// A number of MiB in the VMM's status.
 fn resident(vm: &Vm) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", vm.running.id())).unwrap();
+    let status = fs::read_to_string(format!(
+        "/proc/{}/status",
+        vm.running.borrow().as_ref().unwrap().id()
+    ))
+    .unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.unwrap().trim_matches(|c: char| !c.is_ascii_digit());
     kib.parse::<u64>().unwrap() >> 10

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use orlop_guest_images::noise::Noise;
 use orlop_proto::vmm::v1::{
     AddDiskRequest, AddNetRequest, DescribeRequest, KillRequest, PauseRequest, RemoveDeviceRequest,
-    ResetRequest, ResumeRequest, SetBalloonRequest,
+    ResetRequest, ResumeRequest, SetBalloonRequest, WaitOperationRequest,
 };
 use std::sync::atomic::Ordering;
 
@@ -241,7 +241,8 @@ impl Deeds {
             timeout_ms: LIMIT.as_millis().try_into().unwrap(),
         };
         control(&self.vm.guest.path("control"), async |mut vm| {
-            vm.remove_device(request).await
+            let id = vm.remove_device(request).await?.into_inner().id;
+            vm.wait_operation(WaitOperationRequest { id }).await
         })
         .unwrap();
     }

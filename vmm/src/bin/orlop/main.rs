@@ -11,6 +11,7 @@ mod logger;
 mod output;
 mod ps;
 mod resize;
+mod resources;
 mod run;
 mod stats;
 mod steer;

@@ -1,7 +1,6 @@
 //! `orlop run`: from the arguments to a VM, and from the VM's end to an exit status.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -13,6 +12,7 @@ use orlop_vmm::config::{
 use orlop_vmm::vm::{self, Outcome};
 
 use crate::detach::{self, Background, Side};
+use crate::resources;
 use crate::virtiofsd;
 
 /// What `orlop run --help` ends with.
@@ -199,7 +199,8 @@ pub fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
     } else {
         None
     };
-    raise_open_files();
+    resources::share_one_heap();
+    resources::raise_open_files();
     let (shares, program) = (arguments.shares.clone(), arguments.virtiofsd.take());
     let config = arguments.into_config()?;
     let (fs, backends) = virtiofsd::serve(shares, program)?;
@@ -230,24 +231,6 @@ pub fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
         eprintln!("orlop: {outcome}");
     }
     Ok(ExitCode::from(outcome.exit_status()))
-}
-
-/// Allows as many open files as this process may have: each of a guest's vsock connections is one.
-fn raise_open_files() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: getrlimit writes one rlimit, which lives through the call.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return;
-    }
-    limit.rlim_cur = limit.rlim_max;
-    // SAFETY: setrlimit reads one rlimit, which lives through the call.
-    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
-        let error = io::Error::last_os_error();
-        log::warn!("the limit of open files cannot be raised: {error}");
-    }
 }
 
 #[cfg(test)]
