@@ -109,7 +109,7 @@ fn a_directory_comes_and_goes_while_the_guest_runs() {
     fs::write(shared.join("file"), "of the host").unwrap();
     let script = "load virtiofs; mkdir /hot; echo ready; \
                   for round in 1 2; do \
-                  until mount -t virtiofs hot /hot 2>/dev/null; do sleep 1; done; \
+                  until mount -t virtiofs hot$round /hot 2>/dev/null; do sleep 1; done; \
                   cat /hot/file; echo; echo $round >/hot/round; umount /hot; echo round $round; done; \
                   while :; do sleep 60; done";
     let vm = Vm::start(Kernel::Vmlinux, script, &["--memory", "256M,shared"]);
@@ -122,12 +122,18 @@ fn a_directory_comes_and_goes_while_the_guest_runs() {
     );
     for round in 1..=2 {
         let mut backend = Backend::start(&shared, &socket);
-        let hot = format!("tag=hot,socket={}", socket.display());
+        let hot = format!("tag=hot{round},socket={}", socket.display());
         let added = vm.orlop("add-fs", &[&hot]);
         assert_eq!(added.status, 0, "{added:?}");
-        let again = vm.orlop("add-fs", &["tag=hot,socket=/nonexistent"]);
+        let twice = format!("tag=hot{round},socket=/nonexistent");
+        let again = vm.orlop("add-fs", &[&twice]);
         assert_eq!(again.status, 1, "{again:?}");
-        assert!(again.error().contains("the tag hot already"), "{again:?}");
+        assert!(
+            again
+                .error()
+                .contains(&format!("the tag hot{round} already")),
+            "{again:?}"
+        );
         vm.says(&format!("round {round}"));
         let text = fs::read_to_string(shared.join("round")).unwrap();
         assert_eq!(text, format!("{round}\n"));
