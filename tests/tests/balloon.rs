@@ -5,15 +5,13 @@ mod guest;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
-use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::stage;
+use guest::backend::Backend;
 use guest::{Guest, Kernel, control, orlop};
 use orlop_proto::vmm::v1::{DescribeRequest, KillRequest};
-use orlop_testbed::cache::Cache;
 use orlop_testbed::containerd::ctr::Running;
 
 /// How long a guest may take to fill its memory on an emulated machine that is busy with other things.
@@ -141,29 +139,6 @@ fn our_own_kernel_gives_back_what_it_freed() {
     let Some(stage) = stage() else { return };
     gives_back(Kernel::Own, 256, &["--memory", "512M"]);
     stage.leaves_nothing();
-}
-
-/// virtiofsd, which is ended with this.
-struct Backend(Child);
-
-impl Drop for Backend {
-    fn drop(&mut self) {
-        // It ends by itself when its VM does.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Backend {
-    fn start(directory: &Path, socket: &Path) -> Self {
-        let mut command = Command::new(Cache::open().unwrap().virtiofsd());
-        command.arg("--socket-path").arg(socket);
-        command.arg("--shared-dir").arg(directory);
-        command.args(["--sandbox", "none", "--log-level", "error"]);
-        let backend = Backend(command.spawn().unwrap());
-        guest::until("virtiofsd listens", || socket.exists());
-        backend
-    }
 }
 
 #[test]

@@ -5,12 +5,12 @@ mod common;
 mod guest;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::stage;
-use guest::tap::{Tap, ip};
+use guest::tap::{Tap, has_vhost, ip};
 use guest::{Guest, Kernel};
 use orlop_testbed::containerd::ctr::{Done, Running};
 use orlop_testbed::stories;
@@ -145,15 +145,6 @@ fn passes(queues: u16, vhost: &str, mtu: u32, v6: bool) {
     assert_eq!((ours[2], ours[6]), (0, 0), "the tap's errors: {ours:?}");
     drop((guest, tap));
     stage.leaves_nothing();
-}
-
-/// Whether this host has vhost-net; says so if not.
-fn has_vhost() -> bool {
-    let has = Path::new("/dev/vhost-net").exists();
-    if !has {
-        stories::skip("there is no /dev/vhost-net here; `modprobe vhost_net` makes it");
-    }
-    has
 }
 
 #[test]

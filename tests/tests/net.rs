@@ -6,17 +6,15 @@ mod guest;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::path::Path;
 use std::process::Command;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use common::stage;
-use guest::tap::{Tap, ip, queue_of};
+use guest::tap::{Tap, has_vhost, ip, queue_of};
 use guest::{Guest, Kernel, control};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use orlop_proto::vmm::v1::DescribeRequest;
-use orlop_testbed::stories;
 
 const MIB: usize = 1 << 20;
 /// How long a guest may take over its packets on an emulated machine that is busy with other things.
@@ -163,15 +161,6 @@ fn check(counters: &[(String, u64)], mib: u64, vhost_pairs: u64) {
             _ => assert!(vhost_pairs == 0 || *value == 0, "{name} {value}"),
         }
     }
-}
-
-/// Whether this host has vhost-net; says so if not.
-fn has_vhost() -> bool {
-    let has = Path::new("/dev/vhost-net").exists();
-    if !has {
-        stories::skip("there is no /dev/vhost-net here; `modprobe vhost_net` makes it");
-    }
-    has
 }
 
 #[test]

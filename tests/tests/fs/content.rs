@@ -119,18 +119,18 @@ fn both_sides_see_what_the_other_does() {
     let script = format!(
         "load virtiofs; mkdir /fixed; mount -t virtiofs fixed /fixed; cat /fixed/fixed; echo; \
          touch /fixed/new 2>/dev/null || rm /fixed/fixed 2>/dev/null || echo x 2>/dev/null >/fixed/fixed || echo nothing is written; \
-         mkdir /work; mount -t virtiofs work /work; cd /work; cat from\\ host; echo; \
+         mkdir /shared; mount -t virtiofs work /shared; cd /shared; cat from\\ host; echo; \
          mkdir many; for n in $(seq {FILES}); do echo $n >many/$n; done; ls many | wc -l; \
          echo linked >first; ln first second; ln -s first symlink; mkfifo fifo; \
          echo old >old; echo new >new; mv new old; mv many/1 moved; rm many/2; chmod 4711 first; \
          mkdir full; touch full/x; rmdir full 2>/dev/null || echo not empty; \
-         cd /; umount /work; mount -t virtiofs work /work; \
-         cat /work/first /work/moved >/dev/null; ls /work/many | wc -l; echo the host may look; \
-         until [ \"$(cat /work/first)\" = changed ]; do sleep 1; done; \
-         until [ ! -e /work/moved ]; do sleep 1; done; ls /work/many | wc -l; \
-         mkdir /host; mount -t virtiofs -o ro root /host; mount --bind /work /host{place}; \
+         cd /; umount /shared; mount -t virtiofs work /shared; \
+         cat /shared/first /shared/moved >/dev/null; ls /shared/many | wc -l; echo the host may look; \
+         until [ \"$(cat /shared/first)\" = changed ]; do sleep 1; done; \
+         until [ ! -e /shared/moved ]; do sleep 1; done; ls /shared/many | wc -l; \
+         mkdir /host; mount -t virtiofs -o ro root /host; mount --bind /shared /host{place}; \
          chroot /host chroot --userspec=1000:1000 / {place}/busybox chown 1000 {place}/old; \
-         umount /host{place}; umount /work; echo done; poweroff -f"
+         umount /host{place}; umount /shared; echo done; poweroff -f"
     );
     let vm = Vm::start(
         Kernel::Vmlinux,

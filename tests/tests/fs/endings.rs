@@ -1,11 +1,12 @@
 //! How shared directories come and go, and what is left when a VMM or a virtiofsd does.
 
+use super::guest::backend::Backend;
 use super::*;
 
 /// Starts a VM with a shared directory in the background, whose guest says `tick` all the time.
 fn in_background(work: &Path) -> Guest {
-    let script = "load virtiofs; mkdir /work; mount -t virtiofs work /work; cat /work/file; echo; \
-                  (until [ -e /work/go ]; do sleep 1; done) & \
+    let script = "load virtiofs; mkdir /shared; mount -t virtiofs work /shared; cat /shared/file; echo; \
+                  (until [ -e /shared/go ]; do sleep 1; done) & \
                   while :; do echo tick; sleep 1; done";
     let guest = Guest::new(Kernel::Own, script);
     fs::write(work.join("file"), "of the host").unwrap();
@@ -76,28 +77,6 @@ fn a_virtiofsd_that_is_killed_is_the_loss_of_one_device() {
     until(&guest, "the VMM ends", || processes("orlop").is_empty());
     drop((guest, work));
     stage.leaves_nothing();
-}
-
-/// virtiofsd as a user starts it, which is ended with this.
-struct Backend(Child);
-
-impl Backend {
-    fn start(directory: &Path, socket: &Path) -> Self {
-        let mut command = Command::new(Cache::open().unwrap().virtiofsd());
-        command.arg("--socket-path").arg(socket);
-        command.arg("--shared-dir").arg(directory);
-        command.args(["--sandbox", "none", "--log-level", "error"]);
-        let backend = Backend(command.spawn().unwrap());
-        guest::until("virtiofsd listens", || socket.exists());
-        backend
-    }
-}
-
-impl Drop for Backend {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]

@@ -48,10 +48,10 @@ fn huge_pages_are_the_vm_s_from_its_start_to_its_end() {
     let Some(pool) = Pool::new(64) else { return };
     let work = tempfile::tempdir().unwrap();
     // Not one page is to spare: the guest's second life has those of its first, which virtiofsd had mapped as well.
-    let script = "load virtiofs; load virtio_balloon; mkdir /work; mount -t virtiofs work /work; \
-                  echo life >>/work/lives; sync; cat /work/lives | wc -l; \
-                  [ $(cat /work/lives | wc -l) = 1 ] && reboot -f; \
-                  echo waiting; until [ -e /work/go ]; do sleep 1; done; umount /work; poweroff -f";
+    let script = "load virtiofs; load virtio_balloon; mkdir /shared; mount -t virtiofs work /shared; \
+                  echo life >>/shared/lives; sync; cat /shared/lives | wc -l; \
+                  [ $(cat /shared/lives | wc -l) = 1 ] && reboot -f; \
+                  echo waiting; until [ -e /shared/go ]; do sleep 1; done; umount /shared; poweroff -f";
     let vm = Vm::start(
         Kernel::Vmlinux,
         script,

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each story program uses a part of this")]
 
+pub mod backend;
 pub mod held;
 pub mod on_terminal;
 pub mod peer;

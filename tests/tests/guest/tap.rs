@@ -2,8 +2,11 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
+
+use orlop_testbed::stories;
 
 /// A tap with an address, which is gone when this is dropped.
 pub struct Tap {
@@ -89,4 +92,13 @@ pub fn queue_of(name: &str) -> File {
     let done = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
     queue
+}
+
+/// Whether this host has vhost-net; says so if not.
+pub fn has_vhost() -> bool {
+    let has = Path::new("/dev/vhost-net").exists();
+    if !has {
+        stories::skip("there is no /dev/vhost-net here; `modprobe vhost_net` makes it");
+    }
+    has
 }

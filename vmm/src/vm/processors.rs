@@ -124,25 +124,15 @@ impl Processors {
         &self.vcpus
     }
 
-    /// Whether there may be `count` of them.
-    pub fn check(&self, count: VcpuCount) -> Result<(), Refusal> {
-        let Some(changes) = &self.changes else {
-            return Err(Refusal::FixedVcpus);
-        };
-        let most = changes.maker.most.get();
-        if count.get() > most {
-            return Err(Refusal::TooManyVcpus { most });
-        }
-        Ok(())
-    }
-
     /// The guest is to have `count` of them. Those that come are there when this returns; those that are to go take their time.
     pub fn resize(&mut self, count: VcpuCount) -> Result<Done, Refusal> {
-        self.check(count)?;
         let Some(changes) = &mut self.changes else {
             return Err(Refusal::FixedVcpus);
         };
         let (count, most) = (count.get(), changes.maker.most.get());
+        if count > most {
+            return Err(Refusal::TooManyVcpus { most });
+        }
         let made = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
         if count > made {
             let more = changes.maker.add(made..count);

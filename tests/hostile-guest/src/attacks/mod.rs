@@ -26,7 +26,8 @@ pub mod slots;
 mod streams;
 
 use crate::disk::{self, Disk};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, is};
+use crate::ram;
 use crate::stage::Stage;
 
 /// One way to do harm.
@@ -37,6 +38,30 @@ pub struct Attack {
     pub on: u16,
     /// Does it, and says whether the device was right.
     pub run: fn(&mut Stage) -> Outcome,
+}
+
+/// 2.4.1: a device that is reset touches no memory any more. Of one that just was, these `len` bytes from `place` on were; `used` says how
+/// far its indices have come.
+fn touches_no_more<const N: usize>(
+    stage: &mut Stage,
+    (place, len): (u64, u64),
+    used: impl Fn(&Stage) -> [u16; N],
+) -> Outcome {
+    const UNTOUCHED: u8 = 0x5a;
+    ram::fill(place, len, UNTOUCHED);
+    let before = used(stage);
+    // As long as another device takes to answer a few times, through the host.
+    (0..8).try_for_each(|_| stage.disk.works())?;
+    is(
+        "whether memory stayed as it was",
+        ram::holds(place, len, UNTOUCHED),
+        true,
+    )?;
+    is(
+        "whether the device's indices stayed",
+        used(stage) == before,
+        true,
+    )
 }
 
 impl Attack {

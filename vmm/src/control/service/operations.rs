@@ -2,7 +2,7 @@
 //! later than the one that began it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use orlop_proto::vmm::v1 as api;
@@ -16,8 +16,8 @@ use crate::control::news::News;
 const KNOWN: usize = 64;
 
 /// The operations of one VM.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Operations(Arc<Mutex<Table>>);
+#[derive(Debug, Default)]
+pub(super) struct Operations(Mutex<Table>);
 
 #[derive(Debug, Default)]
 struct Table {
