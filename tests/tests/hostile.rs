@@ -111,6 +111,10 @@ const ATTACKS: &[&str] = &[
 const BUSY: u32 = 7000;
 const DEAF: u32 = 7001;
 
+/// Between two bursts from the host. Each fills the rings; more of them would only bring the emulated host down, whose kernel does not bear
+/// many interrupts while a guest runs.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// What happens on the host all the while, until this is dropped.
 struct Surroundings {
     over: Arc<AtomicBool>,
@@ -146,13 +150,13 @@ impl Surroundings {
                 // It fails while the card is not taken by anybody.
                 let _ = socket.send_to(&[7; 300], (&*broadcast, 9));
             }
-            thread::sleep(Duration::from_millis(2));
+            thread::sleep(PAUSE);
         }));
         let mut streams: Vec<UnixStream> = Vec::new();
         work(Box::new(move || {
             streams.extend(accepted(&busy));
             streams.retain_mut(|stream| is_busy(stream));
-            thread::sleep(Duration::from_millis(1));
+            thread::sleep(PAUSE);
         }));
         let mut held: Vec<UnixStream> = Vec::new();
         work(Box::new(move || {
