@@ -189,16 +189,20 @@ fn what_cannot_come_or_go_is_told_with_a_reason() {
     refused(vm.add_disk("first"), Code::FailedPrecondition, "first");
     let none = vm.remove("0000:00:1e.0").map(|()| String::new());
     refused(none, Code::NotFound, "orlop inspect");
-    // A disk that came while the guest ran is there after a reset, too.
-    fs::write(vm.guest.path("hot"), vec![7; 1 << 20]).unwrap();
-    let disk = vm.add_disk("hot").unwrap();
-    vm.until("the guest has it", || vm.saw("add vdb") == 1);
+    // A disk that came while the guest ran is there after a reset, too, and at its address, though one before it has gone.
+    let [gone, disk] = ["gone", "hot"].map(|name| {
+        fs::write(vm.guest.path(name), vec![7; 1 << 20]).unwrap();
+        vm.add_disk(name).unwrap()
+    });
+    vm.until("the guest has both", || vm.saw("add vdc") == 1);
+    vm.remove(&gone).unwrap();
+    vm.until("the guest has seen one go", || vm.saw("remove vdb") == 1);
     control(&vm.socket(), async |mut vm| vm.reset(ResetRequest {}).await).unwrap();
     vm.until("the guest has booted again", || {
         vm.said().matches("io 1\r").count() == 2
     });
     vm.remove(&disk).unwrap();
-    vm.until("the guest has seen it go", || vm.saw("remove vdb") == 1);
+    vm.until("the guest has seen it go", || vm.saw("remove vdb") == 2);
     vm.kill();
     stage.leaves_nothing();
 }

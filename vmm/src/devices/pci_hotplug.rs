@@ -136,7 +136,7 @@ mod tests {
             let (msi, kicks) = (Wires::new(), Wires::new());
             let rng = Box::new(Rng::open().unwrap());
             let function = VirtioPci::new(rng, ram(0x1000), msi, kicks).unwrap();
-            self.registers.bus.add(Box::new(function)).unwrap()
+            self.registers.bus.add(Box::new(function), None).unwrap()
         }
 
         fn read(&self, register: u16) -> u32 {

@@ -120,13 +120,17 @@ impl Root {
         root
     }
 
-    /// Puts a function on the bus before the guest runs, as firmware hands it over: the first device number that is free, a place for its
-    /// BAR.
+    /// Puts a function on the bus before the guest runs, as firmware hands it over: with a place for its BAR, and at the device number `at`
+    /// where it has to be at one, else at the first that is free.
     ///
     /// # Errors
     /// When there is no room.
-    pub fn add(&self, mut function: Box<dyn Function>) -> Result<DeviceNumber, Error> {
-        let (number, mut slot) = self.empty_slot(DeviceNumber::LAST)?;
+    pub fn add(
+        &self,
+        mut function: Box<dyn Function>,
+        at: Option<DeviceNumber>,
+    ) -> Result<DeviceNumber, Error> {
+        let (number, mut slot) = self.empty_slot(|number| at.is_none_or(|at| at == number))?;
         let size = function.bar_size();
         if size > 0 {
             let place = self.free(size).ok_or(Error::WindowFull(size))?;
@@ -147,15 +151,18 @@ impl Root {
         function: Box<dyn Function>,
         last: DeviceNumber,
     ) -> Result<DeviceNumber, Error> {
-        let (number, mut slot) = self.empty_slot(last)?;
+        let (number, mut slot) = self.empty_slot(|number| number <= last)?;
         *slot = Some(function);
         Ok(number)
     }
 
-    /// The first device number that is free, up to `last`.
-    fn empty_slot(&self, last: DeviceNumber) -> Result<(DeviceNumber, Place<'_>), Error> {
+    /// The first device number that is free, of those that will do.
+    fn empty_slot(
+        &self,
+        will_do: impl Fn(DeviceNumber) -> bool,
+    ) -> Result<(DeviceNumber, Place<'_>), Error> {
         DeviceNumber::all()
-            .take_while(|number| *number <= last)
+            .filter(|number| will_do(*number))
             .map(|number| (number, self.slot(number)))
             .find(|(_, slot)| slot.is_none())
             .ok_or(Error::BusFull)
@@ -196,12 +203,10 @@ impl Root {
         }
     }
 
-    /// Takes everything off the bus, and gives back the devices in their order. To be called behind [`Root::stop`].
-    pub fn release(&self) -> Vec<Box<dyn virtio::Device>> {
-        DeviceNumber::all()
-            .filter_map(|number| self.slot(number).take())
-            .filter_map(Function::release)
-            .collect()
+    /// Takes everything off the bus, and gives back the devices with where they were, in that order. To be called behind [`Root::stop`].
+    pub fn release(&self) -> Vec<(DeviceNumber, Box<dyn virtio::Device>)> {
+        let released = |number| Some((number, self.slot(number).take()?.release()?));
+        DeviceNumber::all().filter_map(released).collect()
     }
 
     /// Configuration space by memory accesses (PCI Express 6.0, 7.2.2).

@@ -30,10 +30,14 @@ impl Guest {
     }
 
     fn add(&self) -> Result<DeviceNumber, Error> {
+        self.add_at(None)
+    }
+
+    fn add_at(&self, at: Option<DeviceNumber>) -> Result<DeviceNumber, Error> {
         let rng = Box::new(Rng::open().unwrap());
         let (msi, kicks) = (self.wires.clone(), self.wires.clone());
         let function = VirtioPci::new(rng, ram(0x1000), msi, kicks)?;
-        self.root.add(Box::new(function))
+        self.root.add(Box::new(function), at)
     }
 
     fn get(&self, device: u64, at: u64) -> u32 {
@@ -118,6 +122,25 @@ fn a_function_that_goes_leaves_its_place_to_the_next() {
     assert!(guest.root.remove(DeviceNumber::HOST_BRIDGE).is_none());
     assert_eq!(guest.add().unwrap().get(), 2);
     assert_eq!(guest.queues_at(WINDOW + SIZE), 1);
+}
+
+#[test]
+fn a_device_goes_on_the_next_bus_where_it_was_on_the_last() {
+    let guest = Guest::new(3);
+    drop(guest.root.remove(DeviceNumber::from_bits(1)));
+    guest.root.stop();
+    let released = guest.root.release();
+    let numbers: Vec<_> = released.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, [2, 3].map(DeviceNumber::from_bits));
+    let next = Guest::new(0);
+    for number in numbers {
+        assert_eq!(next.add_at(Some(number)).unwrap(), number);
+    }
+    assert!(matches!(
+        next.add_at(Some(DeviceNumber::from_bits(3))),
+        Err(Error::BusFull)
+    ));
+    assert_eq!(next.add().unwrap().get(), 1, "the gap is the next one's");
 }
 
 #[test]

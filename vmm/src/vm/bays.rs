@@ -37,6 +37,23 @@ pub(super) struct Bays {
     leaving: BTreeMap<DeviceNumber, Vec<oneshot::Sender<()>>>,
 }
 
+/// A device that is in no machine just now.
+pub(super) struct Idle {
+    device: Box<dyn virtio::Device>,
+    /// Where it was in the last machine, and is to be in the next: whoever was told its address knows it by that.
+    place: Option<DeviceNumber>,
+}
+
+impl<D: virtio::Device + 'static> From<D> for Idle {
+    /// One that was in no machine yet.
+    fn from(device: D) -> Self {
+        Idle {
+            device: Box::new(device),
+            place: None,
+        }
+    }
+}
+
 /// A device that the guest has let go of.
 pub struct Ejected {
     /// Where it was.
@@ -77,9 +94,21 @@ impl Bays {
     }
 
     /// Puts a device in place, for a guest that does not run yet.
-    pub fn fill(&self, device: Box<dyn virtio::Device>) -> Result<(), Error> {
-        self.bus.add(self.function(device)?)?;
+    pub fn fill(&self, idle: Idle) -> Result<(), Error> {
+        self.bus.add(self.function(idle.device)?, idle.place)?;
         Ok(())
+    }
+
+    /// Takes all devices from their places. To be called when no vCPU runs any more.
+    pub fn empty(&self) -> Vec<Idle> {
+        self.bus.stop();
+        let released = self.bus.release().into_iter();
+        released
+            .map(|(number, device)| Idle {
+                device,
+                place: Some(number),
+            })
+            .collect()
     }
 
     /// Puts a device in place and tells the guest.

@@ -9,7 +9,7 @@ use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::bays::{Bays, Wiring};
+use super::bays::{Bays, Idle, Wiring};
 use super::processors::{Changes, Maker, Processors};
 use super::{Error, Front, Machine, Vm};
 use crate::arch::x86_64::regs::Entry;
@@ -219,23 +219,20 @@ fn last_slot(config: &VmConfig) -> DeviceNumber {
 pub(super) fn virtio_devices(
     config: &VmConfig,
     paths: &mut Vec<Unlink>,
-) -> Result<Vec<Box<dyn virtio::Device>>, Error> {
-    let mut devices: Vec<Box<dyn virtio::Device>> = vec![Box::new(Rng::open()?)];
+) -> Result<Vec<Idle>, Error> {
+    let mut devices = vec![Idle::from(Rng::open()?)];
     for disk in &config.disks {
-        devices.push(Box::new(open_disk(disk, config.vcpus.boot)?));
+        devices.push(open_disk(disk, config.vcpus.boot)?.into());
     }
     for net in &config.nets {
-        devices.push(Box::new(open_net(net)?));
+        devices.push(open_net(net)?.into());
     }
     if let Some(vsock) = &config.vsock {
-        devices.push(Box::new(Vsock::new(
-            u64::from(vsock.cid),
-            vsock.socket.clone(),
-        )?));
+        devices.push(Vsock::new(u64::from(vsock.cid), vsock.socket.clone())?.into());
         paths.push(Unlink::later(&vsock.socket));
     }
     for fs in &config.fs {
-        devices.push(Box::new(open_fs(fs)?));
+        devices.push(open_fs(fs)?.into());
     }
     Ok(devices)
 }

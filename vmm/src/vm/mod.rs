@@ -27,8 +27,8 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use self::bays::Bays;
 pub use self::bays::Ejected;
+use self::bays::{Bays, Idle};
 pub use self::error::Error;
 use self::keyboard::Keyboard;
 pub use self::outcome::Outcome;
@@ -37,10 +37,10 @@ use crate::config::VmConfig;
 use crate::control::news::{Happening, News};
 use crate::control::service::Server;
 use crate::control::{EndOfLife, Life, Message};
+use crate::devices::console;
 use crate::devices::console::output::Writer;
 use crate::devices::virtio::balloon::{self, Balloon};
 use crate::devices::virtio::mem::{self, Mem};
-use crate::devices::{console, virtio};
 use crate::memory::{Region, own_code};
 use crate::socket::{self, Unlink};
 use crate::state::StateDirectory;
@@ -109,7 +109,7 @@ struct Vm {
 /// The host's side, which stays when the guest resets itself.
 struct Front {
     /// Empty while a guest lives: they are on its bus.
-    devices: Vec<Box<dyn virtio::Device>>,
+    devices: Vec<Idle>,
     /// How large the balloon is to be, if there is one.
     balloon: Option<balloon::Target>,
     /// How much memory the guest is to have beside that which it boots with, if that may change.
@@ -250,13 +250,13 @@ impl Front {
         let (console, console_writer) =
             console::Console::open(&config.console, config.console_device)?;
         let hvc = console.hvc();
-        devices.extend(hvc.map(|hvc| Box::new(hvc) as Box<dyn virtio::Device>));
+        devices.extend(hvc.map(Idle::from));
         let balloon = build::balloon(config);
         let balloon_target = balloon.as_ref().map(Balloon::target);
-        devices.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn virtio::Device>));
+        devices.extend(balloon.map(Idle::from));
         let memory = pluggable.and_then(|region| Mem::new(region.clone(), 0));
         let memory_target = memory.as_ref().map(Mem::target);
-        devices.extend(memory.map(|memory| Box::new(memory) as Box<dyn virtio::Device>));
+        devices.extend(memory.map(Idle::from));
         let (path, listener) = match &config.api_socket {
             Some(path) => (path.clone(), socket::listen_anew(path)),
             None => {
@@ -317,10 +317,9 @@ impl Front {
 
 impl Machine {
     /// vCPUs first, then the devices, which are given back idle.
-    fn end(self) -> Vec<Box<dyn virtio::Device>> {
+    fn end(self) -> Vec<Idle> {
         self.gate.set(Phase::Ended);
         self.processors.join();
-        self.bays.bus().stop();
-        self.bays.bus().release()
+        self.bays.empty()
     }
 }
