@@ -17,8 +17,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use common::stage;
+use guest::control;
 use guest::held::Held;
 use guest::tap::Tap;
+use orlop_proto::vmm::v1::ResizeRequest;
 use orlop_testbed::containerd::ctr::Running;
 use orlop_testbed::setup::build;
 
@@ -33,6 +35,8 @@ const ROUND: Duration = Duration::from_secs(300);
 
 /// The guest's memory: large enough that 62 buffers of it are more than 4 GiB.
 const MEMORY_MIB: u64 = 192;
+/// What it may plug besides: four blocks.
+const PLUGGED_MIB: u64 = 8;
 /// What the VMM may have more in the end, in KiB, for the allocator does not always lay things out alike. Between the two looks the devices
 /// are set up more than 2,000 times, so a leak of 64 bytes in each is more.
 const SLACK_KIB: u64 = 128;
@@ -104,6 +108,19 @@ const ATTACKS: &[&str] = &[
     "hotplug-eject-of-absent-slots",
     "hotplug-eject-of-the-host-bridge",
     "hotplug-odd-widths",
+    "mem-more-than-requested",
+    "mem-outside-the-region",
+    "mem-blocks-that-are-none",
+    "mem-unknown-requests",
+    "mem-request-too-short",
+    "mem-answer-nowhere",
+    "mem-config-written",
+    "mem-reset-in-flight",
+    "mem-reads-into-unplugged",
+    "mem-unplugged-under-a-read",
+    "vcpu-eject-of-absent-ones",
+    "vcpu-eject-of-the-first",
+    "vcpu-odd-widths",
 ];
 
 /// The ports of the host that the guest calls by vsock: where somebody takes everything and sends without end, and where nobody takes
@@ -222,7 +239,13 @@ fn a_guest_that_breaks_every_rule_costs_itself_its_devices_and_the_host_nothing(
     command.args(["run", "--name", "hostile", "--no-reboot"]);
     // The guest speaks by its serial port, and the other console's words are shown as well.
     command.args(["--console-device", "virtio"]);
-    command.args(["--memory", &format!("{MEMORY_MIB}M")]);
+    command.args(["--cpus", "1,max=4"]);
+    command.args([
+        "--memory",
+        &format!("{MEMORY_MIB}M,max={}M", 2 * MEMORY_MIB),
+    ]);
+    let control_socket = directory.path().join("control");
+    command.arg("--api-socket").arg(&control_socket);
     command.arg("--kernel").arg(build::hostile_guest());
     command
         .arg("--disk")
@@ -238,6 +261,14 @@ fn a_guest_that_breaks_every_rule_costs_itself_its_devices_and_the_host_nothing(
         .arg(format!("file={}", console.display()));
     let running = Running::start(command, &[]).unwrap();
     let id = running.id();
+    let request = ResizeRequest {
+        memory_bytes: (MEMORY_MIB + PLUGGED_MIB) << 20,
+        ..Default::default()
+    };
+    // Whether the guest ever has as much is not for this operation to wait for.
+    within("the VM hears of a size", || {
+        control(&control_socket, async |mut vm| vm.resize(request).await).is_ok()
+    });
 
     let said = || fs::read_to_string(&console).unwrap_or_default();
     let mut held = Vec::new();

@@ -16,10 +16,8 @@ use orlop_proto::vmm::v1::{
     WaitOperationRequest,
 };
 use orlop_testbed::containerd::ctr::Running;
+use orlop_testbed::stories::size;
 use tonic::{Code, Status};
-
-/// How often a disk and a network card come and go.
-const ROUNDS: usize = 100;
 
 /// A guest, its VMM, and what it has said.
 struct Vm {
@@ -137,13 +135,14 @@ impl Vm {
 }
 
 #[test]
-fn a_disk_and_a_card_come_and_go_a_hundred_times_while_the_guest_works() {
+fn a_disk_and_a_card_come_and_go_many_times_while_the_guest_works() {
     let Some(stage) = stage() else { return };
+    let rounds = size(40, 100) as usize;
     let vm = Vm::start(Kernel::Vmlinux);
     fs::write(vm.guest.path("hot"), vec![7; 1 << 20]).unwrap();
     let tap = Tap::new(1);
     let mut before = None;
-    for round in 1..=ROUNDS {
+    for round in 1..=rounds {
         let (disk, card) = (vm.add_disk("hot").unwrap(), vm.add_net(&tap).unwrap());
         assert_ne!(disk, card);
         vm.until("the guest has both", || {
@@ -158,10 +157,10 @@ fn a_disk_and_a_card_come_and_go_a_hundred_times_while_the_guest_works() {
         }
     }
     vm.until("the guest has seen all of it go", || {
-        (vm.saw("remove vdb"), vm.saw("remove eth0")) == (ROUNDS, ROUNDS)
+        (vm.saw("remove vdb"), vm.saw("remove eth0")) == (rounds, rounds)
     });
     let (before, after) = (before.unwrap(), Held::by_vmm(vm.running.id()));
-    println!("after 10 rounds {before:?}, after {ROUNDS} {after:?}");
+    println!("after 10 rounds {before:?}, after {rounds} {after:?}");
     assert_eq!(after.threads, before.threads);
     assert_eq!(after.descriptors, before.descriptors);
     assert!(after.kib < before.kib + 256, "memory grows");

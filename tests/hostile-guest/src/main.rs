@@ -1,6 +1,6 @@
 //! A guest that means harm: no operating system, only drivers that do one thing wrong after the other.
 //!
-//! It finds the VM's disk, its source of randomness, its balloon, its network card and its vsock, and goes through the list in [`attacks`]. Each attack breaks one rule of virtio
+//! It finds the VM's disk, its source of randomness, its balloon, its network card, its vsock and the memory that it may have, and goes through the list in [`attacks`]. Each attack breaks one rule of virtio
 //! 1.2 and looks whether the device says so, or whether what was done had no effect. Afterwards another device must still work, and
 //! so must the attacked one once it is reset.
 //!
@@ -12,8 +12,8 @@
 //! - [`runtime`]: what the compiler takes for granted;
 //! - [`ports`], [`mmio`], [`ram`]: the three ways to reach something; [`serial`]: printing;
 //! - [`pci`]: finding functions; [`device`]: the registers of a virtio device; [`ring`]: a split virtqueue's memory;
-//! - [`driver`]: how a device is brought up rightly; [`disk`], [`entropy`], [`balloon`], [`card`], [`streams`] and [`console`]: what to ask of
-//!   the devices;
+//! - [`driver`]: how a device is brought up rightly; [`disk`], [`entropy`], [`balloon`], [`card`], [`streams`], [`console`] and [`plugged`]:
+//!   what to ask of the devices;
 //! - [`stage`]: all devices, and what must hold after every attack.
 
 #![no_std]
@@ -35,6 +35,7 @@ mod gate;
 mod mmio;
 mod outcome;
 mod pci;
+mod plugged;
 mod ports;
 mod ram;
 mod ring;

@@ -8,6 +8,7 @@ use crate::device::Device;
 use crate::disk::{self, Disk};
 use crate::entropy::{self, Entropy};
 use crate::outcome::{Outcome, is, there};
+use crate::plugged::{self, Plugged};
 use crate::ram;
 use crate::streams::{self, Streams};
 
@@ -29,6 +30,8 @@ pub struct Stage {
     pub streams: Streams,
     /// The console.
     pub console: Console,
+    /// The memory that comes and goes.
+    pub plugged: Plugged,
     /// Where RAM ends, below the hole.
     pub ram_end: u64,
 }
@@ -44,6 +47,10 @@ impl Stage {
         let card = there("the network card", Device::find(card::KIND))?;
         let streams = there("vsock", Device::find(streams::KIND))?;
         let console = there("the console", Device::find(console::KIND))?;
+        let plugged = there(
+            "the memory that comes and goes",
+            Device::find(plugged::KIND),
+        )?;
         let mut stage = Stage {
             disk: Disk::new(disk, ram::ARENA.start),
             entropy: Entropy::new(entropy, ram::ARENA.start + SHARE),
@@ -51,6 +58,7 @@ impl Stage {
             card: Card::new(card, ram::ARENA.start + 3 * SHARE),
             streams: Streams::new(streams, ram::ARENA.start + 4 * SHARE),
             console: Console::new(console, ram::ARENA.start + 5 * SHARE),
+            plugged: Plugged::new(plugged, ram::ARENA.start + 6 * SHARE),
             ram_end,
         };
         stage.all_is_well()?;
@@ -77,6 +85,7 @@ impl Stage {
         self.entropy.works()?;
         self.balloon.works()?;
         self.console.works()?;
+        self.plugged.works()?;
         self.card.bring_up()?;
         self.card.works()?;
         self.streams.works()

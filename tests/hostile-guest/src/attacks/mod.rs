@@ -9,7 +9,8 @@
 //! - [`balloon`]: what is not the guest's to give;
 //! - [`console`]: queues that are used the wrong way round;
 //! - [`card`] and [`streams`]: what goes through the network card and through vsock;
-//! - [`slots`]: letting go of devices.
+//! - [`plugged`]: memory that is not the guest's;
+//! - [`slots`] and [`processors`]: letting go of devices and of processors.
 
 mod accesses;
 mod balloon;
@@ -19,6 +20,8 @@ mod console;
 mod heads;
 mod indirect;
 mod layout;
+mod plugged;
+mod processors;
 mod randomness;
 mod registers;
 mod requests;
@@ -90,7 +93,9 @@ pub fn all() -> impl Iterator<Item = &'static Attack> {
         console::ATTACKS,
         card::ATTACKS,
         streams::ATTACKS,
+        plugged::ATTACKS,
         slots::ATTACKS,
+        processors::ATTACKS,
     ]
     .into_iter()
     .flatten()
