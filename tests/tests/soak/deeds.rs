@@ -109,7 +109,12 @@ impl Deeds {
         }
         let while_ = self.random.below(1000);
         thread::sleep(Duration::from_millis(while_));
-        self.load.is_well();
+        self.is_well();
+    }
+
+    /// Fails if anything has failed in the load, which may be the guest's own doing: so with what the guest has said.
+    fn is_well(&self) {
+        assert!(self.load.is_well(), "see above: {}", self.vm.said());
     }
 
     fn count(&mut self, what: &'static str) {
@@ -305,7 +310,7 @@ impl Deeds {
         let held = Held::by_vmm(id);
         println!("at rest {held:?}: {:?}", by_mapping(id));
         self.load.state.go_on();
-        self.load.is_well();
+        self.is_well();
         held
     }
 
