@@ -10,13 +10,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The modules that every guest needs, by name: virtio over PCI, the devices that Orlop offers, and the file systems of containers.
-pub const GUEST: [&str; 10] = [
+pub const GUEST: [&str; 11] = [
     "virtio_pci",
     "vmw_vsock_virtio_transport",
     "virtiofs",
     "virtio_blk",
     "virtio_rng",
     "virtio_balloon",
+    "erofs",
     "overlay",
     "button",
     "evdev",

@@ -3,12 +3,14 @@
 //! - [`vmm`]: `orlop.vmm.v1`, control of one VM, served by the VMM on a unix socket;
 //! - [`agent`]: `orlop.agent.v1`, control of the inside, served by the guest's PID 1 over vsock;
 //! - [`connect`]: clients' connections to both;
-//! - [`files`]: files that are handed over on a connection.
+//! - [`files`]: files that are handed over on a connection;
+//! - [`streams`]: the standard streams of a process in a guest.
 //!
 //! The `.proto` files in `proto/proto` are the documentation of each call.
 
 pub mod connect;
 pub mod files;
+pub mod streams;
 
 /// `orlop.vmm.v1`: control of one VM.
 pub mod vmm {

@@ -12,6 +12,7 @@ pub mod devices;
 pub mod error;
 pub mod irq;
 pub mod memory;
+pub mod oci;
 pub mod pci;
 pub mod signals;
 pub mod socket;

@@ -102,6 +102,7 @@ async fn run(guest: &Guest, what: What) -> anyhow::Result<u8> {
             let create = CreateRequest {
                 container: name.clone(),
                 bundle,
+                root_disk: String::new(),
                 spec: spec::container(&command, tty).into_bytes(),
                 stdio: Some(Stdio {
                     stdin: true,

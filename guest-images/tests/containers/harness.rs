@@ -130,6 +130,7 @@ impl Agent {
         let request = CreateRequest {
             container: name.into(),
             bundle: name.into(),
+            root_disk: String::new(),
             spec: serde_json::to_vec(spec).unwrap(),
             stdio: Some(stdio),
         };

@@ -141,6 +141,7 @@ impl Tasks {
         let create = CreateRequest {
             container: id.to_owned(),
             bundle: id.to_owned(),
+            root_disk: String::new(),
             spec: guest
                 .to_json()
                 .map_err(|error| Failure::internal(error.to_string()))?,

@@ -15,7 +15,7 @@ use orlop_proto::agent::v1::{
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
 
-use crate::container::{Containers, Creation};
+use crate::container::{Containers, Creation, Root};
 use crate::error::Result;
 use crate::ids::{Id, ProcessId};
 
@@ -66,7 +66,7 @@ impl Agent for AgentService {
         let request = request.into_inner();
         let creation = Creation {
             id: Id::parse(&request.container)?,
-            bundle: request.bundle,
+            root: Root::parse(&request.bundle, &request.root_disk)?,
             spec: request.spec,
             stdio: request.stdio.unwrap_or_default(),
         };

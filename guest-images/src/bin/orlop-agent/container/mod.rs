@@ -7,6 +7,7 @@ mod control;
 mod launch;
 mod places;
 mod process;
+mod root;
 mod spec;
 
 use std::collections::HashMap;
@@ -23,7 +24,7 @@ use tokio::net::UnixStream;
 use self::launch::{Launch, launch, write_json};
 pub use self::places::Places;
 pub use self::process::Process;
-use self::spec::BundlePath;
+pub use self::root::Root;
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::ids::{Id, ProcessId};
@@ -80,8 +81,8 @@ struct Container {
 pub struct Creation {
     /// Its name.
     pub id: Id,
-    /// The bundle below the share.
-    pub bundle: String,
+    /// Where its root file system is.
+    pub root: Root,
     /// The OCI spec.
     pub spec: Vec<u8>,
     /// The streams that its process gets.
@@ -108,8 +109,9 @@ impl Containers {
     /// # Errors
     /// As the interface says. After an error nothing is left.
     pub async fn create(&self, creation: Creation) -> Result<u32> {
-        let bundle = BundlePath::parse(&creation.bundle)?;
-        let rootfs = bundle.rootfs(&self.places.share);
+        let rootfs = creation
+            .root
+            .path(&self.places.share, &self.places.bundle(&creation.id));
         let cgroup = Cgroup::of(&creation.id);
         let guest = spec::adapt(&creation.spec, &rootfs, &cgroup.spec_path())?;
         self.reserve(&creation.id)?;
@@ -146,6 +148,7 @@ impl Containers {
         self.clean(&creation.id, cgroup).await;
         let bundle = self.places.bundle(&creation.id);
         fs::create_dir_all(&bundle).map_err(|error| Error::system(bundle.display(), error))?;
+        creation.root.mount(&bundle)?;
         write_json(&bundle.join("config.json"), &guest.spec)?;
         let process = guest.spec.process().as_ref();
         let terminal = process.is_some_and(|process| process.terminal().unwrap_or(false));
@@ -319,6 +322,7 @@ impl Containers {
         if let Err(error) = cgroup.remove().await {
             log::warn!("the control group of container {id} cannot be removed: {error}");
         }
+        Root::unmount(&self.places.bundle(id));
         for directory in [self.places.state.join(id.as_str()), self.places.bundle(id)] {
             match fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -20,6 +20,8 @@ enum When {
     Now,
     /// Before the guest serves, if it has a virtio device of this kind (virtio 1.2, 5 "Device Types").
     NowFor(u32),
+    /// Before the guest serves, if it has a virtio device of this kind; else once it serves.
+    NowForElseLater(u32),
     /// Once the guest serves.
     Later,
     /// Once the guest serves, if it has a virtio device of this kind.
@@ -34,10 +36,12 @@ const FILE_SYSTEM: u32 = 26;
 fn when(module: &str) -> When {
     match module {
         "fuse" | "virtiofs" => When::NowFor(FILE_SYSTEM),
-        "virtio_blk" => When::NowFor(BLOCK),
+        "virtio_blk" | "erofs" | "libcrc32c" => When::NowFor(BLOCK),
         "virtio_rng" => When::LaterFor(ENTROPY),
         "virtio_balloon" => When::LaterFor(BALLOON),
-        "overlay" | "button" | "evdev" => When::Later,
+        // A root file system on a disk has a layer above it.
+        "overlay" => When::NowForElseLater(BLOCK),
+        "button" | "evdev" => When::Later,
         _ => When::Now,
     }
 }
@@ -75,6 +79,7 @@ pub fn load() -> anyhow::Result<Later> {
         let (now, needed) = match when(module_name(&path)) {
             When::Now => (true, true),
             When::NowFor(device) => (true, has_virtio(device)),
+            When::NowForElseLater(device) => (has_virtio(device), true),
             When::Later => (false, true),
             When::LaterFor(device) => (false, has_virtio(device)),
         };
@@ -165,7 +170,11 @@ mod tests {
         );
         assert_eq!(
             when(module_name(Path::new("/modules/12-overlay.ko"))),
-            When::Later
+            When::NowForElseLater(2)
+        );
+        assert_eq!(
+            when(module_name(Path::new("/modules/11-erofs.ko"))),
+            When::NowFor(2)
         );
     }
 
