@@ -2,10 +2,12 @@
 
 mod client;
 mod console;
+mod container;
 mod detach;
 mod devices;
 mod doctor;
 mod events;
+mod image;
 mod inspect;
 mod logger;
 mod output;
@@ -37,6 +39,11 @@ enum What {
     /// Run a VM until it ends
     #[command(after_help = run::AFTER_HELP)]
     Run(Box<run::Arguments>),
+    /// Run another command in the container of `orlop run --image`
+    #[command(after_help = container::exec::AFTER_HELP)]
+    Exec(container::exec::Arguments),
+    /// Keep images, list them, remove them
+    Image(image::Arguments),
     /// List the VMs that run
     #[command(after_help = ps::AFTER_HELP)]
     Ps(ps::Arguments),
@@ -98,6 +105,8 @@ fn main() -> ExitCode {
     // What is wrong with the arguments is said by clap, which ends the process with status 2.
     let result = match Arguments::parse().what {
         What::Run(arguments) => run::run(*arguments),
+        What::Exec(arguments) => Ok(container::exec::run(arguments)),
+        What::Image(arguments) => image::run(arguments),
         What::Ps(arguments) => ps::run(&arguments),
         What::Inspect(arguments) => inspect::run(&arguments),
         What::Console(arguments) => console::run(&arguments),

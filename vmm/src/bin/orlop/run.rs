@@ -11,6 +11,7 @@ use orlop_vmm::config::{
 };
 use orlop_vmm::vm::{self, Outcome};
 
+use crate::container;
 use crate::detach::{self, Background, Side};
 use crate::resources;
 use crate::virtiofsd;
@@ -27,20 +28,24 @@ Examples:
   orlop run --kernel vmlinux --initramfs initramfs.cpio --net tap=orlop0
   orlop run --kernel vmlinux --initramfs initramfs.cpio --fs tag=src,path=.    # in the guest: mount -t virtiofs src /mnt
   orlop run -d --name web --kernel vmlinux --disk path=root.img --cmdline 'console=ttyS0 root=/dev/vda' && orlop console web
-  orlop run --kernel vmlinux --initramfs initramfs.cpio --console file=vm.log --vsock socket=/run/vm.sock";
+  orlop run --kernel vmlinux --initramfs initramfs.cpio --console file=vm.log --vsock socket=/run/vm.sock
+  orlop run -it --image busybox.tar -- sh
+
+With --image the exit status is that of the command: 128 + the signal's number if one ended it, 125 if the VM or the image failed,
+  126 if the command cannot be executed, 127 if there is none of that name";
 
 /// The flags of `orlop run`.
 #[derive(Args)]
 pub struct Arguments {
     /// What to call the VM [default: vm-PID]
     #[arg(long)]
-    name: Option<VmName>,
-    /// The kernel: an ELF vmlinux or a bzImage
+    pub(crate) name: Option<VmName>,
+    /// The kernel: an ELF vmlinux or a bzImage [default with --image: the one that the shim is configured with]
+    #[arg(long, value_name = "FILE", required_unless_present = "image")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The initramfs [default with --image: as for the kernel]
     #[arg(long, value_name = "FILE")]
-    kernel: PathBuf,
-    /// The initramfs
-    #[arg(long, value_name = "FILE")]
-    initramfs: Option<PathBuf>,
+    pub(crate) initramfs: Option<PathBuf>,
     /// The kernel's whole command line, in place of one that boots quickly and names the console
     #[arg(long, value_name = "STRING")]
     cmdline: Option<String>,
@@ -58,7 +63,7 @@ pub struct Arguments {
     /// A disk: a raw image of whole sectors of 512 bytes, or a block device, which is told by its path or by a descriptor that is open
     /// already; with a serial number of its own if it is to have one (repeatable)
     #[arg(long = "disk", value_name = "path=FILE|fd=N[,readonly][,serial=TEXT]")]
-    disks: Vec<DiskConfig>,
+    pub(crate) disks: Vec<DiskConfig>,
     /// A network card on a tap of the host, which is told by its name, and made if it is absent, or by descriptors that are open
     /// already, one for each pair of queues; with a MAC address of its own if it is to have one; carried by the host's kernel where it has
     /// vhost-net, unless this must be or must not (repeatable)
@@ -69,32 +74,32 @@ pub struct Arguments {
     nets: Vec<NetConfig>,
     /// Where the console goes, beside `orlop console` [default: stdio, or null with --detach]
     #[arg(long, value_name = "stdio|null|pty|file=FILE")]
-    console: Option<ConsoleConfig>,
+    pub(crate) console: Option<ConsoleConfig>,
     /// Which device the console is: the serial port (ttyS0), or a virtio-console (hvc0), which is quicker and as large as the terminal
     #[arg(long, value_name = "serial|virtio", default_value = "serial")]
     console_device: ConsoleDevice,
     /// Print the VM's name when its guest boots, and let it run on in the background
     #[arg(long, short)]
-    detach: bool,
+    pub(crate) detach: bool,
     /// Make the VM, and have its guest wait for `orlop boot`
     #[arg(long)]
     no_boot: bool,
     /// End with status 3 when the guest resets itself, rather than boot it again
     #[arg(long)]
-    no_reboot: bool,
+    pub(crate) no_reboot: bool,
     /// The socket on which the VM is controlled [default: NAME.sock in the state directory]
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
     /// A vsock, with the unix socket that stands for it here
     #[arg(long, value_name = "socket=PATH[,cid=N]")]
-    vsock: Option<VsockConfig>,
+    pub(crate) vsock: Option<VsockConfig>,
     /// A directory that the guest shares, and mounts by the tag (virtio-fs): a virtiofsd is started for it; or one that is there already and
     /// listens on a socket (repeatable)
     #[arg(
         long = "fs",
         value_name = "tag=TAG,path=DIRECTORY[,readonly]|tag=TAG,socket=PATH"
     )]
-    shares: Vec<ShareConfig>,
+    pub(crate) shares: Vec<ShareConfig>,
     /// The virtiofsd that is started [default: ORLOP_VIRTIOFSD, or else /usr/libexec/virtiofsd, or else that in PATH]
     #[arg(long, value_name = "FILE")]
     virtiofsd: Option<PathBuf>,
@@ -102,6 +107,8 @@ pub struct Arguments {
     /// takes of it what it needs before it runs out of memory
     #[arg(long, value_name = "on|off|size=SIZE", default_value = "on")]
     balloon: BalloonConfig,
+    #[command(flatten)]
+    pub(crate) container: container::Arguments,
 }
 
 impl Arguments {
@@ -159,7 +166,9 @@ impl Arguments {
         Ok(VmConfig {
             name,
             kernel: KernelConfig {
-                kernel: self.kernel,
+                kernel: self
+                    .kernel
+                    .ok_or_else(|| anyhow::anyhow!("no kernel is given: give one with --kernel"))?,
                 initramfs: self.initramfs,
                 cmdline: self
                     .cmdline
@@ -191,6 +200,9 @@ fn default_cmdline(console: ConsoleDevice, memory: MemoryConfig) -> String {
 /// # Errors
 /// When the VM cannot be made, or cannot go on.
 pub fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
+    if arguments.container.image.is_some() {
+        return Ok(container::run(arguments));
+    }
     let background = if arguments.detach {
         match detach::fork()? {
             Side::Caller(exit) => return Ok(exit),

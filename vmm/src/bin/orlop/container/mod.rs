@@ -1,0 +1,225 @@
+//! `orlop run --image`: a command of a container image, in a VM of its own.
+//!
+//! The image's root file system is a disk that is made once ([`orlop_vmm::oci`]); the VM is a process of its own ([`vm`]), and this one
+//! speaks to the agent in its guest ([`session`]). The exit statuses are docker's.
+
+pub mod exec;
+mod session;
+mod settings;
+mod spec;
+mod vm;
+mod volume;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use orlop_proto::agent::v1::CreateRequest;
+use orlop_vmm::config::{ConsoleConfig, VmName};
+use orlop_vmm::oci::Kept;
+use orlop_vmm::state::StateDirectory;
+use tonic::Status;
+
+use self::session::Session;
+use self::settings::Settings;
+use self::vm::Vm;
+use self::volume::Volume;
+use crate::{client, image, run};
+
+/// The container in the VM; `orlop exec` names the VM alone.
+const CONTAINER: &str = "main";
+/// The serial number of the root file system's disk.
+const DISK: &str = "orlop-image";
+
+/// The flags of `orlop run` that are about a container.
+#[derive(Args, Clone, Debug)]
+// The group would have the name of the one of `orlop run`.
+#[group(skip)]
+pub struct Arguments {
+    /// Run a command of this image: an OCI layout (directory or archive) or an archive of `docker save`; with :NAME if it holds several
+    #[arg(long, value_name = "PATH[:NAME]", conflicts_with_all = ["detach", "no_boot", "vsock", "console"])]
+    pub image: Option<String>,
+    /// Give the command our standard input
+    #[arg(long, short, requires = "image")]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(long, short, requires = "image")]
+    pub tty: bool,
+    /// A variable of the command's environment; without =VALUE, as it is in ours (repeatable)
+    #[arg(long, short, value_name = "KEY[=VALUE]", requires = "image")]
+    pub env: Vec<String>,
+    /// A directory of the host's in the container (repeatable)
+    #[arg(
+        long = "volume",
+        short,
+        value_name = "HOST:GUEST[:ro]",
+        requires = "image"
+    )]
+    pub volumes: Vec<Volume>,
+    /// The directory that the command begins in [default: the image's]
+    #[arg(long, short, value_name = "PATH", requires = "image")]
+    pub workdir: Option<String>,
+    /// Who runs the command: names or numbers [default: the image's]
+    #[arg(long, short, value_name = "USER[:GROUP]", requires = "image")]
+    pub user: Option<String>,
+    /// The command, behind the image's entrypoint [default: the image's]
+    #[arg(last = true, value_name = "COMMAND", requires = "image")]
+    pub command: Vec<String>,
+}
+
+/// Runs a command of an image to its end.
+pub fn run(arguments: run::Arguments) -> ExitCode {
+    finish(try_run(arguments))
+}
+
+/// The exit status of a command, or of the failure to run it.
+fn finish(result: anyhow::Result<u8>) -> ExitCode {
+    ExitCode::from(result.unwrap_or_else(|error| {
+        eprintln!("orlop: {}", message(&error).replace('\n', " "));
+        status_of(&error)
+    }))
+}
+
+fn message(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<Status>() {
+        Some(status) => status.message().to_owned(),
+        None => format!("{error:#}"),
+    }
+}
+
+/// As docker has it: 127 for a command that is not there, 126 for one that cannot be executed, 125 for what is our failure.
+fn status_of(error: &anyhow::Error) -> u8 {
+    let said = error
+        .downcast_ref::<Status>()
+        .map(|status| status.message().to_lowercase());
+    let said = said.unwrap_or_default();
+    let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    if !says(&["exec", "command"]) {
+        125
+    } else if says(&["no such file", "not found", "enoent"]) {
+        127
+    } else if says(&[
+        "permission denied",
+        "eacces",
+        "exec format",
+        "enoexec",
+        "is a directory",
+    ]) {
+        126
+    } else {
+        125
+    }
+}
+
+fn try_run(mut arguments: run::Arguments) -> anyhow::Result<u8> {
+    let settings = Settings::load()?;
+    let flags = arguments.container.clone();
+    let kept = image::provide(flags.image.as_deref().unwrap_or_default())?;
+    let name: VmName = match arguments.name.take() {
+        Some(name) => name,
+        None => format!("vm-{}", std::process::id()).parse()?,
+    };
+    let spec = spec::container(&kept, &flags, name.as_str())?;
+    let state = StateDirectory::of_user();
+    state
+        .make()
+        .with_context(|| format!("cannot make {}", state.path().display()))?;
+    let vsock = exec::vsock(&name);
+    prepare(
+        &mut arguments,
+        &kept,
+        &name,
+        settings.kernel,
+        settings.initramfs,
+    )?;
+    let process = exec::Process::of(&spec, &name)?;
+    let vm = Vm::fork(&vsock, move || {
+        run::run(arguments).unwrap_or_else(|error| {
+            eprintln!("orlop: {error:#}");
+            ExitCode::FAILURE
+        })
+    })?;
+    process.save()?;
+    let news = session::listen(flags.tty)?;
+    let session = Session {
+        vsock: &vsock,
+        container: CONTAINER,
+        exec: "",
+        interactive: flags.interactive,
+        tty: flags.tty,
+    };
+    let runtime = client::runtime()?;
+    let status = runtime.block_on(attend(
+        vm,
+        Duration::from_secs(settings.boot_timeout),
+        session,
+        &spec,
+        news,
+    ));
+    process.remove();
+    runtime.shutdown_background();
+    status
+}
+
+/// Makes the flags those of the VM.
+fn prepare(
+    arguments: &mut run::Arguments,
+    kept: &Kept,
+    name: &VmName,
+    kernel: std::path::PathBuf,
+    initramfs: std::path::PathBuf,
+) -> anyhow::Result<()> {
+    let volumes = std::mem::take(&mut arguments.container.volumes);
+    arguments.container.image = None;
+    // A kernel of the user's may need no initramfs of ours, but the agent is there.
+    arguments.kernel.get_or_insert(kernel);
+    arguments.initramfs.get_or_insert(initramfs);
+    arguments.name = Some(name.clone());
+    let disk = kept.disk.to_str().context("the store's path is not text")?;
+    arguments
+        .disks
+        .insert(0, format!("path={disk},readonly,serial={DISK}").parse()?);
+    arguments.vsock = Some(format!("socket={}", exec::vsock(name).display()).parse()?);
+    arguments.console = Some(ConsoleConfig::Null);
+    arguments.no_reboot = true;
+    for (number, volume) in volumes.iter().enumerate() {
+        if !volume.host.is_dir() {
+            bail!(
+                "--volume {}: it is not a directory; a file is shared by its directory",
+                volume.host.display()
+            );
+        }
+        arguments.shares.push(volume.share(number)?);
+    }
+    Ok(())
+}
+
+async fn attend(
+    mut vm: Vm,
+    limit: Duration,
+    session: Session<'_>,
+    spec: &serde_json::Value,
+    news: tokio::sync::mpsc::Receiver<session::News>,
+) -> anyhow::Result<u8> {
+    let mut agent = match vm.agent(limit).await {
+        Ok(agent) => agent,
+        Err(error) => {
+            vm.end(None).await?;
+            return Err(error);
+        }
+    };
+    let create = CreateRequest {
+        container: CONTAINER.into(),
+        bundle: String::new(),
+        spec: serde_json::to_vec(spec)?,
+        stdio: Some(session.stdio()),
+        root_disk: DISK.into(),
+    };
+    let status = match agent.create(create).await {
+        Ok(_) => session.attend(agent.clone(), news).await,
+        Err(status) => Err(status.into()),
+    };
+    vm.end(Some(agent)).await?;
+    status
+}

@@ -1,0 +1,49 @@
+//! The kernel and the initramfs that the shim is configured with: `orlop run --image` uses the same.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::Deserialize;
+
+/// The variable that names another file.
+const VARIABLE: &str = "ORLOP_CONFIG";
+const FILE: &str = "/etc/orlop/config.toml";
+
+/// What of the configuration matters here.
+#[derive(Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// The guest's kernel.
+    pub kernel: PathBuf,
+    /// The guest's initramfs, which holds the agent.
+    pub initramfs: PathBuf,
+    /// Seconds until a VM whose agent is not ready is given up.
+    pub boot_timeout: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            kernel: "/usr/share/orlop/vmlinux".into(),
+            initramfs: "/usr/share/orlop/initramfs.cpio".into(),
+            boot_timeout: 30,
+        }
+    }
+}
+
+impl Settings {
+    /// Those of this machine.
+    ///
+    /// # Errors
+    /// When the file is wrong, or one that is named is absent.
+    pub fn load() -> anyhow::Result<Self> {
+        let named = std::env::var_os(VARIABLE).filter(|name| !name.is_empty());
+        let path = named.as_ref().map_or(Path::new(FILE), Path::new);
+        if named.is_none() && !path.exists() {
+            return Ok(Self::default());
+        }
+        let wrong = || format!("the configuration {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(wrong)?;
+        toml::from_str(&text).with_context(wrong)
+    }
+}
