@@ -27,6 +27,7 @@ pub const CONTAINERS: &[Package] = &[
     ("/usr/sbin/runc", "runc"),
     ("/usr/lib/cni/bridge", "containernetworking-plugins"),
     ("/sbin/ip", "iproute2"),
+    ("/usr/bin/mkfs.erofs", "erofs-utils"),
 ];
 
 /// What building virtiofsd takes.

@@ -267,3 +267,35 @@ fn an_image_is_made_once_and_can_be_removed() {
     assert_eq!(store.list().unwrap(), []);
     assert_eq!(fs::read_dir(store.unpacking()).unwrap().count(), 0);
 }
+
+#[test]
+fn a_file_in_place_of_a_directory_bears_whiteouts_of_what_was_in_it() {
+    let lower = layer(&[
+        (EntryType::Directory, "d", ""),
+        (EntryType::Regular, "d/f", "1"),
+    ]);
+    let upper = layer(&[
+        (EntryType::Regular, "d", "file"),
+        (EntryType::Regular, "d/.wh.f", ""),
+        (EntryType::Regular, "d/.wh..wh..opq", ""),
+    ]);
+    let root = applied(&[lower, upper]);
+    assert_eq!(fs::read(root.path().join("d")).unwrap(), b"file");
+}
+
+#[test]
+fn a_number_that_is_left_out_is_zero() {
+    if !is_root() {
+        return;
+    }
+    let mut header = Header::new_gnu();
+    header.set_path("file").unwrap();
+    header.set_mode(0o600);
+    header.set_size(0);
+    header.set_cksum();
+    let mut layer = tar::Builder::new(Vec::new());
+    layer.append(&header, [].as_slice()).unwrap();
+    let root = applied(&[layer.into_inner().unwrap()]);
+    let file = fs::metadata(root.path().join("file")).unwrap();
+    assert_eq!((file.uid(), file.gid(), file.mtime()), (0, 0, 0));
+}

@@ -202,7 +202,7 @@ impl Unpacker {
         let (parent, name) = match self.parent(path) {
             Ok(found) => found,
             // A whiteout of nothing says nothing.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if is_nothing(&error) => return Ok(()),
             Err(error) => return Err(error),
         };
         remove(&parent, name)
@@ -215,7 +215,7 @@ impl Unpacker {
             .open_subpath(Path::new("/").join(directory), OpenFlags::O_DIRECTORY);
         let opened = match opened.map_err(system) {
             Ok(opened) => opened,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if is_nothing(&error) => return Ok(()),
             Err(error) => return Err(error),
         };
         for name in names(opened.into())? {
@@ -231,6 +231,12 @@ impl Unpacker {
         }
         Ok(())
     }
+}
+
+/// Whether there is nothing at a path: a layer that puts a file in a directory's place may still name what was in that.
+fn is_nothing(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory)
 }
 
 /// What a layer has put where.
@@ -254,6 +260,14 @@ impl Applied {
     }
 }
 
+/// A number of a header. Writers leave a field empty for zero, which is malformed to the letter.
+fn number(field: &[u8], read: io::Result<u64>) -> io::Result<u64> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) {
+        return Ok(0);
+    }
+    read
+}
+
 /// What a file has besides its content.
 struct Attributes {
     uid: u32,
@@ -267,11 +281,13 @@ impl Attributes {
     fn read(entry: &mut tar::Entry<impl Read>) -> io::Result<Self> {
         let id = |id: u64| u32::try_from(id).map_err(|_| refused("its owner is no user id"));
         let header = entry.header();
+        let fields = header.as_old();
+        let seconds = number(&fields.mtime, header.mtime())?;
         let mut read = Self {
-            uid: id(header.uid()?)?,
-            gid: id(header.gid()?)?,
+            uid: id(number(&fields.uid, header.uid())?)?,
+            gid: id(number(&fields.gid, header.gid())?)?,
             mode: header.mode()? & 0o7777,
-            time: TimeSpec::new(i64::try_from(header.mtime()?).unwrap_or(i64::MAX), 0),
+            time: TimeSpec::new(i64::try_from(seconds).unwrap_or(i64::MAX), 0),
             xattrs: Vec::new(),
         };
         for record in entry.pax_extensions()?.into_iter().flatten() {
@@ -402,7 +418,7 @@ fn kind_of(directory: &OwnedFd, name: &OsStr) -> io::Result<Option<SFlag>> {
         Ok(found) => Ok(Some(
             SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT,
         )),
-        Err(Errno::ENOENT) => Ok(None),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
 }

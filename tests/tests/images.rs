@@ -1,0 +1,107 @@
+//! Container images, as people run them with `orlop run --image`.
+
+mod common;
+mod guest;
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use common::stage;
+use guest::orlop;
+use orlop_testbed::cache::Cache;
+use orlop_testbed::containerd::ctr::{Done, Running};
+use orlop_testbed::image;
+use tempfile::TempDir;
+
+/// How long a command may take, its guest's boot included.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// A user with an archive of images, a store, and a configuration.
+struct User {
+    directory: TempDir,
+}
+
+impl User {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open().unwrap();
+        let config = format!(
+            "kernel = {:?}\ninitramfs = {:?}\nboot_timeout = 240\n",
+            cache.guest_vmlinux(),
+            cache.guest_initramfs()
+        );
+        fs::write(directory.path().join("config.toml"), config).unwrap();
+        fs::write(
+            directory.path().join("images.tar"),
+            image::archive().unwrap(),
+        )
+        .unwrap();
+        Self { directory }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = orlop();
+        command
+            .args(arguments)
+            .env("ORLOP_CONFIG", self.directory.path().join("config.toml"))
+            .env("ORLOP_IMAGES", self.directory.path().join("store"));
+        command
+    }
+
+    /// Runs a shell script in the busybox image, with `input` at its standard input.
+    fn run(&self, flags: &[&str], script: &str, input: &[u8]) -> Done {
+        let archive = self.directory.path().join("images.tar");
+        let image = format!("{}:{}", archive.display(), image::BUSYBOX);
+        let line = [
+            &["run", "--image", &image],
+            flags,
+            &["--", "sh", "-c", script],
+        ]
+        .concat();
+        Running::start(self.command(&line), input)
+            .and_then(|running| running.wait(LIMIT))
+            .unwrap()
+    }
+}
+
+#[test]
+fn a_command_of_an_image_has_its_streams_and_its_exit_status() {
+    let Some(stage) = stage() else { return };
+    let user = User::new();
+    let script = "cat; echo to-stderr >&2; touch /written && uname -r; exit 7";
+    let ended = user.run(&["-i"], script, b"typed\n");
+    assert_eq!(ended.status, 7, "{}", ended.error());
+    let output = ended.output();
+    assert!(output.starts_with("typed\n"), "{output}");
+    assert!(!output.contains(&common::host_kernel()), "{output}");
+    assert_eq!(ended.error().trim(), "to-stderr");
+    drop(user);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_command_has_the_environment_the_user_and_the_directory_that_are_asked_for() {
+    let Some(stage) = stage() else { return };
+    let user = User::new();
+    let flags = ["--env", "A=b c", "--user", "12:34", "--workdir", "/bin"];
+    let ended = user.run(&flags, "echo $A; id -u; id -g; pwd", &[]);
+    assert_eq!(ended.output(), "b c\n12\n34\n/bin\n", "{}", ended.error());
+    assert_eq!(ended.status, 0);
+    drop(user);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn an_image_that_is_damaged_is_refused_and_nothing_is_left() {
+    let Some(stage) = stage() else { return };
+    let user = User::new();
+    let archive = user.directory.path().join("images.tar");
+    let whole = fs::read(&archive).unwrap();
+    fs::write(&archive, &whole[..whole.len() / 2]).unwrap();
+    let ended = user.run(&[], "true", &[]);
+    assert_eq!(ended.status, 125, "{}", ended.error());
+    assert!(ended.error().contains("images.tar"), "{}", ended.error());
+    drop(user);
+    stage.leaves_nothing();
+}
