@@ -4,11 +4,14 @@ mod common;
 mod guest;
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use common::stage;
-use guest::orlop;
+use guest::{orlop, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use orlop_testbed::cache::Cache;
 use orlop_testbed::containerd::ctr::{Done, Running};
 use orlop_testbed::image;
@@ -45,12 +48,18 @@ impl User {
         command
             .args(arguments)
             .env("ORLOP_CONFIG", self.directory.path().join("config.toml"))
-            .env("ORLOP_IMAGES", self.directory.path().join("store"));
+            .env("ORLOP_IMAGES", self.directory.path().join("store"))
+            .env("XDG_RUNTIME_DIR", self.runtime());
         command
     }
 
-    /// Runs a shell script in the busybox image, with `input` at its standard input.
-    fn run(&self, flags: &[&str], script: &str, input: &[u8]) -> Done {
+    /// Where the sockets of running VMs are.
+    fn runtime(&self) -> PathBuf {
+        self.directory.path().join("run")
+    }
+
+    /// Starts a shell script in the busybox image.
+    fn start(&self, flags: &[&str], script: &str, input: &[u8]) -> Running {
         let archive = self.directory.path().join("images.tar");
         let image = format!("{}:{}", archive.display(), image::BUSYBOX);
         let line = [
@@ -59,9 +68,19 @@ impl User {
             &["--", "sh", "-c", script],
         ]
         .concat();
-        Running::start(self.command(&line), input)
-            .and_then(|running| running.wait(LIMIT))
-            .unwrap()
+        Running::start(self.command(&line), input).unwrap()
+    }
+
+    /// Runs it to its end, with `input` at its standard input.
+    fn run(&self, flags: &[&str], script: &str, input: &[u8]) -> Done {
+        self.start(flags, script, input).wait(LIMIT).unwrap()
+    }
+
+    /// Executes a command in the container of a VM.
+    fn exec(&self, name: &str, command: &[&str]) -> Done {
+        let line = [&["exec", name], command].concat();
+        let running = Running::start(self.command(&line), &[]).unwrap();
+        running.wait(LIMIT).unwrap()
     }
 }
 
@@ -102,6 +121,42 @@ fn an_image_that_is_damaged_is_refused_and_nothing_is_left() {
     let ended = user.run(&[], "true", &[]);
     assert_eq!(ended.status, 125, "{}", ended.error());
     assert!(ended.error().contains("images.tar"), "{}", ended.error());
+    drop(user);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn commands_are_executed_in_a_container_until_its_vm_is_gone_with_whoever_ran_it() {
+    let Some(stage) = stage() else { return };
+    let user = User::new();
+    let running = user.start(&["--name", "web"], "echo mine >/file; sleep 1000", &[]);
+    until("the container runs", || {
+        user.exec("web", &["test", "-s", "/file"]).status == 0
+    });
+    let told = user.exec("web", &["cat", "/file"]);
+    assert_eq!(told.output(), "mine\n", "{}", told.error());
+    for (command, status) in [
+        (&["sh", "-c", "exit 9"][..], 9),
+        (&["no-such-program"], 127),
+        (&["/etc"], 126),
+        (&["sh", "-c", "sh -c 'kill -9 $$'"], 137),
+    ] {
+        let ended = user.exec("web", command);
+        assert_eq!(ended.status, status, "{command:?}: {}", ended.error());
+    }
+    kill(
+        Pid::from_raw(running.id().try_into().unwrap()),
+        Signal::SIGKILL,
+    )
+    .unwrap();
+    running.wait(LIMIT).unwrap();
+    let left = || {
+        fs::read_dir(user.runtime().join("orlop/vm"))
+            .unwrap()
+            .count()
+    };
+    until("the VM is gone", || left() == 0);
+    assert_eq!(user.exec("web", &["true"]).status, 125);
     drop(user);
     stage.leaves_nothing();
 }

@@ -1,6 +1,7 @@
 //! `orlop run`: from the arguments to a VM, and from the VM's end to an exit status.
 
 use std::collections::BTreeSet;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -240,7 +241,8 @@ pub fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
         let _ = log.remove();
     }
     if outcome != Outcome::PoweredOff {
-        eprintln!("orlop: {outcome}");
+        // Whoever would read it may be gone.
+        let _ = writeln!(io::stderr(), "orlop: {outcome}");
     }
     Ok(ExitCode::from(outcome.exit_status()))
 }

@@ -43,6 +43,7 @@ pub struct Arguments {
 }
 
 /// The container's process, kept beside the VM's socket for those that follow.
+#[derive(Clone)]
 pub struct Process {
     path: PathBuf,
     process: Value,

@@ -134,11 +134,15 @@ fn try_run(mut arguments: run::Arguments) -> anyhow::Result<u8> {
         settings.initramfs,
     )?;
     let process = exec::Process::of(&spec, &name)?;
+    let ended = process.clone();
     let vm = Vm::fork(&vsock, move || {
-        run::run(arguments).unwrap_or_else(|error| {
+        let outcome = run::run(arguments).unwrap_or_else(|error| {
             eprintln!("orlop: {error:#}");
             ExitCode::FAILURE
-        })
+        });
+        // As we would, who may have been killed.
+        ended.remove();
+        outcome
     })?;
     process.save()?;
     let news = session::listen(flags.tty)?;

@@ -1,10 +1,12 @@
 //! The VM of a container: a process of its own, forked while there is one thread, that ends with this one.
 
 use std::fs::{self, File};
-use std::io::{self, PipeReader, Read as _};
+use std::io::{self, BufRead as _, BufReader, PipeReader};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -12,7 +14,6 @@ use orlop_proto::agent::CONTROL_PORT;
 use orlop_proto::agent::v1::ShutdownRequest;
 use orlop_proto::agent::v1::agent_client::AgentClient;
 use orlop_proto::connect;
-use tokio::net::UnixListener;
 use tonic::transport::Channel;
 
 /// How long a guest may take to power itself off.
@@ -21,18 +22,27 @@ const SHUTDOWN: Duration = Duration::from_secs(10);
 /// The VMM's process.
 pub struct Vm {
     process: OwnedFd,
-    said: Option<PipeReader>,
+    /// Ends with it, with its last line.
+    said: Option<JoinHandle<String>>,
     vsock: PathBuf,
+    /// Where the agent says that it is ready.
+    ready: UnixListener,
 }
 
 impl Vm {
     /// Forks; `vmm` is run in the child, which ends with its exit status. To be called while there is one thread.
     ///
     /// # Errors
-    /// When the system gives no process or pipe.
+    /// When the system gives no process, pipe or socket.
     pub fn fork(vsock: &Path, vmm: impl FnOnce() -> ExitCode) -> anyhow::Result<Self> {
         let (said, say) = io::pipe().context("cannot make a pipe")?;
         let null = File::options().read(true).write(true).open("/dev/null")?;
+        // It is there before the guest is.
+        let place = ready_socket(vsock);
+        let _ = fs::remove_file(&place);
+        let ready = UnixListener::bind(&place)
+            .and_then(|ready| ready.set_nonblocking(true).map(|()| ready))
+            .with_context(|| format!("cannot listen on {}", place.display()))?;
         // SAFETY: no preconditions.
         let parent = unsafe { libc::getpid() };
         // SAFETY: this process has one thread, so the child may do anything.
@@ -53,8 +63,10 @@ impl Vm {
                     libc::dup2(null.as_raw_fd(), 1);
                     libc::dup2(say.as_raw_fd(), 2);
                 }
-                drop((null, say, said));
+                drop((null, say, said, ready));
                 let status = i32::from(vmm() != ExitCode::SUCCESS);
+                // Its parent may be gone.
+                let _ = fs::remove_file(place);
                 std::process::exit(status);
             }
             child => child,
@@ -65,11 +77,17 @@ impl Vm {
         let fd = fd
             .ok_or_else(io::Error::last_os_error)
             .context("cannot hold the VM's process")?;
+        drop(say);
+        let listener = thread::Builder::new()
+            .name("vmm-stderr".into())
+            .spawn(move || last_line(said))
+            .context("cannot start a thread")?;
         Ok(Self {
             // SAFETY: the descriptor is new, and nobody else's.
             process: unsafe { OwnedFd::from_raw_fd(fd) },
-            said: Some(said),
+            said: Some(listener),
             vsock: vsock.to_owned(),
+            ready,
         })
     }
 
@@ -78,10 +96,7 @@ impl Vm {
     /// # Errors
     /// When it does not, in time or at all.
     pub async fn agent(&mut self, limit: Duration) -> anyhow::Result<AgentClient<Channel>> {
-        let path = ready_socket(&self.vsock);
-        let _ = fs::remove_file(&path);
-        let ready = UnixListener::bind(&path)
-            .with_context(|| format!("cannot listen on {}", path.display()))?;
+        let ready = tokio::net::UnixListener::from_std(self.ready.try_clone()?)?;
         let process = self.process.try_clone()?;
         // SAFETY: it owns the descriptor, which is open for as long as it lives.
         let end = unsafe { tokio::io::unix::AsyncFd::register(process) }?;
@@ -90,7 +105,6 @@ impl Vm {
             _ = end.readable() => Err(anyhow::anyhow!("the VM did not start: {}", self.last_words())),
             () = tokio::time::sleep(limit) => Err(anyhow::anyhow!("the guest was not ready after {limit:?}")),
         };
-        let _ = fs::remove_file(&path);
         came?;
         Ok(AgentClient::new(
             connect::vsock(&self.vsock, CONTROL_PORT).await?,
@@ -99,14 +113,9 @@ impl Vm {
 
     /// The last line that the VMM, which has ended, has said.
     fn last_words(&mut self) -> String {
-        let mut text = String::new();
-        if let Some(mut said) = self.said.take() {
-            let _ = said.read_to_string(&mut text);
-        }
-        let last = text
-            .lines()
-            .rfind(|line| !line.trim().is_empty())
-            .unwrap_or("it says nothing");
+        let said = self.said.take().and_then(|said| said.join().ok());
+        let last = said.filter(|line| !line.is_empty());
+        let last = last.as_deref().unwrap_or("it says nothing");
         last.strip_prefix("orlop: ").unwrap_or(last).to_owned()
     }
 
@@ -145,7 +154,9 @@ impl Vm {
             }
             let _ = tokio::time::timeout(SHUTDOWN, end.readable()).await;
         }
-        let _ = fs::remove_file(&self.vsock);
+        for path in [ready_socket(&self.vsock), self.vsock] {
+            let _ = fs::remove_file(path);
+        }
         if tokio::time::timeout(Duration::ZERO, end.readable())
             .await
             .is_err()
@@ -154,6 +165,18 @@ impl Vm {
         }
         Ok(())
     }
+}
+
+/// Reads to the end, so that whoever writes never waits, and keeps the last line.
+fn last_line(from: PipeReader) -> String {
+    let mut last = String::new();
+    for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line);
+        if !line.trim().is_empty() {
+            last = line.into_owned();
+        }
+    }
+    last
 }
 
 /// Where the agent says that it is ready.
