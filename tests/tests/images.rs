@@ -30,9 +30,10 @@ impl User {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::open().unwrap();
         let config = format!(
-            "kernel = {:?}\ninitramfs = {:?}\nboot_timeout = 240\n",
+            "kernel = {:?}\ninitramfs = {:?}\nvirtiofsd = {:?}\nboot_timeout = 240\n",
             cache.guest_vmlinux(),
-            cache.guest_initramfs()
+            cache.guest_initramfs(),
+            cache.virtiofsd()
         );
         fs::write(directory.path().join("config.toml"), config).unwrap();
         fs::write(
@@ -107,6 +108,31 @@ fn a_command_has_the_environment_the_user_and_the_directory_that_are_asked_for()
     let ended = user.run(&flags, "echo $A; id -u; id -g; pwd", &[]);
     assert_eq!(ended.output(), "b c\n12\n34\n/bin\n", "{}", ended.error());
     assert_eq!(ended.status, 0);
+    drop(user);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_command_has_the_volumes_that_are_asked_for() {
+    let Some(stage) = stage() else { return };
+    let user = User::new();
+    let [data, tools] = ["data", "tools"].map(|name| user.directory.path().join(name));
+    for directory in [&data, &tools] {
+        fs::create_dir(directory).unwrap();
+    }
+    fs::write(tools.join("from"), "the host\n").unwrap();
+    let (data_flag, tools_flag) = (
+        format!("{}:/data", data.display()),
+        format!("{}:/tools:ro", tools.display()),
+    );
+    let ended = user.run(
+        &["--volume", &data_flag, "--volume", &tools_flag],
+        "cat /tools/from >/data/to; echo no >/tools/from; cat /tools/from",
+        &[],
+    );
+    assert_eq!(ended.output(), "the host\n", "{}", ended.error());
+    assert!(ended.error().contains("Read-only"), "{}", ended.error());
+    assert_eq!(fs::read_to_string(data.join("to")).unwrap(), "the host\n");
     drop(user);
     stage.leaves_nothing();
 }

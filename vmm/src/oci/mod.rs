@@ -31,7 +31,7 @@ pub use user::{User, UserError};
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
     /// A file cannot be read or written.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}", path.display())]
     File {
         /// To do what.
         what: &'static str,
@@ -75,7 +75,7 @@ pub enum OciError {
         why: String,
     },
     /// An entry of a layer cannot be written.
-    #[error("cannot unpack {entry} of layer {layer}: {source}")]
+    #[error("cannot unpack {entry} of layer {layer}")]
     Write {
         /// Which layer, from 1.
         layer: usize,

@@ -103,7 +103,7 @@ pub struct Arguments {
     pub(crate) shares: Vec<ShareConfig>,
     /// The virtiofsd that is started [default: ORLOP_VIRTIOFSD, or else /usr/libexec/virtiofsd, or else that in PATH]
     #[arg(long, value_name = "FILE")]
-    virtiofsd: Option<PathBuf>,
+    pub virtiofsd: Option<PathBuf>,
     /// Whether the host gets back what the guest does not use (virtio-balloon); with a size, the guest gives up as much beyond that, and
     /// takes of it what it needs before it runs out of memory
     #[arg(long, value_name = "on|off|size=SIZE", default_value = "on")]

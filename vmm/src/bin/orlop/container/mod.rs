@@ -25,7 +25,7 @@ use self::session::Session;
 use self::settings::Settings;
 use self::vm::Vm;
 use self::volume::Volume;
-use crate::{client, image, run};
+use crate::{client, image, run, virtiofsd};
 
 /// The container in the VM; `orlop exec` names the VM alone.
 const CONTAINER: &str = "main";
@@ -126,13 +126,8 @@ fn try_run(mut arguments: run::Arguments) -> anyhow::Result<u8> {
         .make()
         .with_context(|| format!("cannot make {}", state.path().display()))?;
     let vsock = exec::vsock(&name);
-    prepare(
-        &mut arguments,
-        &kept,
-        &name,
-        settings.kernel,
-        settings.initramfs,
-    )?;
+    let limit = Duration::from_secs(settings.boot_timeout);
+    prepare(&mut arguments, &kept, &name, settings)?;
     let process = exec::Process::of(&spec, &name)?;
     let ended = process.clone();
     let vm = Vm::fork(&vsock, move || {
@@ -154,13 +149,7 @@ fn try_run(mut arguments: run::Arguments) -> anyhow::Result<u8> {
         tty: flags.tty,
     };
     let runtime = client::runtime()?;
-    let status = runtime.block_on(attend(
-        vm,
-        Duration::from_secs(settings.boot_timeout),
-        session,
-        &spec,
-        news,
-    ));
+    let status = runtime.block_on(attend(vm, limit, session, &spec, news));
     process.remove();
     runtime.shutdown_background();
     status
@@ -171,14 +160,16 @@ fn prepare(
     arguments: &mut run::Arguments,
     kept: &Kept,
     name: &VmName,
-    kernel: std::path::PathBuf,
-    initramfs: std::path::PathBuf,
+    settings: Settings,
 ) -> anyhow::Result<()> {
     let volumes = std::mem::take(&mut arguments.container.volumes);
     arguments.container.image = None;
     // A kernel of the user's may need no initramfs of ours, but the agent is there.
-    arguments.kernel.get_or_insert(kernel);
-    arguments.initramfs.get_or_insert(initramfs);
+    arguments.kernel.get_or_insert(settings.kernel);
+    arguments.initramfs.get_or_insert(settings.initramfs);
+    if std::env::var_os(virtiofsd::VARIABLE).is_none() {
+        arguments.virtiofsd = arguments.virtiofsd.take().or(settings.virtiofsd);
+    }
     arguments.name = Some(name.clone());
     let disk = kept.disk.to_str().context("the store's path is not text")?;
     arguments

@@ -1,4 +1,4 @@
-//! The kernel and the initramfs that the shim is configured with: `orlop run --image` uses the same.
+//! The kernel, the initramfs and the virtiofsd that the shim is configured with: `orlop run --image` uses the same.
 
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,8 @@ pub struct Settings {
     pub kernel: PathBuf,
     /// The guest's initramfs, which holds the agent.
     pub initramfs: PathBuf,
+    /// The program that serves volumes, if it is said.
+    pub virtiofsd: Option<PathBuf>,
     /// Seconds until a VM whose agent is not ready is given up.
     pub boot_timeout: u64,
 }
@@ -26,6 +28,7 @@ impl Default for Settings {
         Self {
             kernel: "/usr/share/orlop/vmlinux".into(),
             initramfs: "/usr/share/orlop/initramfs.cpio".into(),
+            virtiofsd: None,
             boot_timeout: 30,
         }
     }

@@ -21,7 +21,7 @@ use self::process::{Process, Program};
 use crate::doctor::programs;
 
 /// The variable that names the program.
-const VARIABLE: &str = "ORLOP_VIRTIOFSD";
+pub const VARIABLE: &str = "ORLOP_VIRTIOFSD";
 
 /// The virtiofsds of a VM. They end with this.
 pub struct Backends(Vec<Arc<Process>>);
