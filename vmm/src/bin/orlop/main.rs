@@ -104,6 +104,9 @@ fn main() -> ExitCode {
     logger::install();
     // What is wrong with the arguments is said by clap, which ends the process with status 2.
     let result = match Arguments::parse().what {
+        What::Run(arguments) if arguments.container.image.is_some() => {
+            Ok(container::run(*arguments))
+        }
         What::Run(arguments) => run::run(*arguments),
         What::Exec(arguments) => Ok(container::exec::run(arguments)),
         What::Image(arguments) => image::run(arguments),

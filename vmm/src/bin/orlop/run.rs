@@ -12,7 +12,7 @@ use orlop_vmm::config::{
 };
 use orlop_vmm::vm::{self, Outcome};
 
-use crate::container;
+use crate::container::flags::Flags;
 use crate::detach::{self, Background, Side};
 use crate::resources;
 use crate::virtiofsd;
@@ -109,7 +109,7 @@ pub struct Arguments {
     #[arg(long, value_name = "on|off|size=SIZE", default_value = "on")]
     balloon: BalloonConfig,
     #[command(flatten)]
-    pub(crate) container: container::Arguments,
+    pub(crate) container: Flags,
 }
 
 impl Arguments {
@@ -201,9 +201,6 @@ fn default_cmdline(console: ConsoleDevice, memory: MemoryConfig) -> String {
 /// # Errors
 /// When the VM cannot be made, or cannot go on.
 pub fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
-    if arguments.container.image.is_some() {
-        return Ok(container::run(arguments));
-    }
     let background = if arguments.detach {
         match detach::fork()? {
             Side::Caller(exit) => return Ok(exit),

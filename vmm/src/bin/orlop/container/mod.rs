@@ -4,6 +4,7 @@
 //! speaks to the agent in its guest ([`session`]). The exit statuses are docker's.
 
 pub mod exec;
+pub mod flags;
 mod session;
 mod settings;
 mod spec;
@@ -14,7 +15,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::Args;
 use orlop_proto::agent::v1::CreateRequest;
 use orlop_vmm::config::{ConsoleConfig, VmName};
 use orlop_vmm::oci::Kept;
@@ -24,49 +24,12 @@ use tonic::Status;
 use self::session::Session;
 use self::settings::Settings;
 use self::vm::Vm;
-use self::volume::Volume;
 use crate::{client, image, run, virtiofsd};
 
 /// The container in the VM; `orlop exec` names the VM alone.
 const CONTAINER: &str = "main";
 /// The serial number of the root file system's disk.
 const DISK: &str = "orlop-image";
-
-/// The flags of `orlop run` that are about a container.
-#[derive(Args, Clone, Debug)]
-// The group would have the name of the one of `orlop run`.
-#[group(skip)]
-pub struct Arguments {
-    /// Run a command of this image: an OCI layout (directory or archive) or an archive of `docker save`; with :NAME if it holds several
-    #[arg(long, value_name = "PATH[:NAME]", conflicts_with_all = ["detach", "no_boot", "vsock", "console"])]
-    pub image: Option<String>,
-    /// Give the command our standard input
-    #[arg(long, short, requires = "image")]
-    pub interactive: bool,
-    /// Give the command a terminal
-    #[arg(long, short, requires = "image")]
-    pub tty: bool,
-    /// A variable of the command's environment; without =VALUE, as it is in ours (repeatable)
-    #[arg(long, short, value_name = "KEY[=VALUE]", requires = "image")]
-    pub env: Vec<String>,
-    /// A directory of the host's in the container (repeatable)
-    #[arg(
-        long = "volume",
-        short,
-        value_name = "HOST:GUEST[:ro]",
-        requires = "image"
-    )]
-    pub volumes: Vec<Volume>,
-    /// The directory that the command begins in [default: the image's]
-    #[arg(long, short, value_name = "PATH", requires = "image")]
-    pub workdir: Option<String>,
-    /// Who runs the command: names or numbers [default: the image's]
-    #[arg(long, short, value_name = "USER[:GROUP]", requires = "image")]
-    pub user: Option<String>,
-    /// The command, behind the image's entrypoint [default: the image's]
-    #[arg(last = true, value_name = "COMMAND", requires = "image")]
-    pub command: Vec<String>,
-}
 
 /// Runs a command of an image to its end.
 pub fn run(arguments: run::Arguments) -> ExitCode {

@@ -4,7 +4,7 @@ use anyhow::{Context as _, bail};
 use orlop_vmm::oci::{Config, Kept, User};
 use serde_json::{Value, json};
 
-use super::Arguments;
+use super::flags::Flags;
 use super::volume::Volume;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -31,7 +31,7 @@ const CAPABILITIES: [&str; 14] = [
 ///
 /// # Errors
 /// When there is no command, or a user that the image does not know.
-pub fn container(image: &Kept, flags: &Arguments, name: &str) -> anyhow::Result<Value> {
+pub fn container(image: &Kept, flags: &Flags, name: &str) -> anyhow::Result<Value> {
     let mounts = mounts(flags.volumes.iter().enumerate());
     Ok(json!({
         "ociVersion": "1.0.2",
@@ -47,7 +47,7 @@ pub fn container(image: &Kept, flags: &Arguments, name: &str) -> anyhow::Result<
     }))
 }
 
-fn process(image: &Kept, flags: &Arguments) -> anyhow::Result<Value> {
+fn process(image: &Kept, flags: &Flags) -> anyhow::Result<Value> {
     let config = &image.config;
     let text = flags
         .user
@@ -89,7 +89,7 @@ fn command(config: &Config, given: &[String]) -> anyhow::Result<Vec<String>> {
 }
 
 /// The image's variables, and the user's in their place. One without a value has that of our environment, if it is set there.
-fn environment(config: &Config, flags: &Arguments, home: &str) -> Vec<String> {
+fn environment(config: &Config, flags: &Flags, home: &str) -> Vec<String> {
     let mut all = vec![PATH.to_owned(), format!("HOME={home}")];
     if flags.tty {
         all.push("TERM=xterm".into());
