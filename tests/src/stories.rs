@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 const MEMORY_MIB: u32 = 6144;
 
 /// How often stories are begun that failed in an emulated machine.
-const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u32 = 4;
 /// How often stories are begun whose machine failed: its kernel panicked or hung, which tells nothing of them.
 const MACHINES: u32 = 6;
 
