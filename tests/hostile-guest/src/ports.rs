@@ -53,6 +53,13 @@ pub fn read(port: u16, width: Width) -> u32 {
     value
 }
 
+/// Reads from a port by each width that there is, whatever comes of it.
+pub fn read_by_any_width(port: u16) {
+    for width in [Width::One, Width::Two, Width::Four] {
+        read(port, width);
+    }
+}
+
 /// Powers the VM off.
 pub fn power_off() -> ! {
     write(SLEEP_CONTROL, SLEEP_OFF);

@@ -56,9 +56,7 @@ fn odd_widths(stage: &mut Stage) -> Outcome {
             ports::write(at, 0);
             ports::write_two(at, 1);
             ports::write_four(at, u32::MAX);
-            for width in [Width::One, Width::Two, Width::Four] {
-                ports::read(at, width);
-            }
+            ports::read_by_any_width(at);
         }
     })
 }
