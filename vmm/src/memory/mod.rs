@@ -3,6 +3,7 @@
 mod give_back;
 mod huge;
 pub mod own_code;
+pub mod own_heap;
 pub mod pluggable;
 mod region;
 mod view;

@@ -41,7 +41,7 @@ use crate::devices::console;
 use crate::devices::console::output::Writer;
 use crate::devices::virtio::balloon::{self, Balloon};
 use crate::devices::virtio::mem::{self, Mem};
-use crate::memory::{Region, own_code};
+use crate::memory::{Region, own_code, own_heap};
 use crate::socket::{self, Unlink};
 use crate::state::StateDirectory;
 use crate::vcpu::{Gate, Phase};
@@ -80,7 +80,7 @@ pub fn run(
     outcome
 }
 
-/// When nobody wants anything for so long, the start is over: its code is let go of.
+/// When nobody wants anything for so long, the VMM is at rest: what it does not need goes back to the host.
 const SETTLING: Duration = Duration::from_millis(100);
 
 /// Where messages to the controller come from.
@@ -183,10 +183,12 @@ impl Vm {
         life: Life,
         messages: &Receiver<Message>,
     ) -> Outcome {
-        let mut has_settled = false;
+        let (mut has_settled, mut is_at_rest) = (false, false);
         loop {
-            let patience = if has_settled { Duration::MAX } else { SETTLING };
-            match messages.recv_timeout(patience) {
+            let patience = if is_at_rest { Duration::MAX } else { SETTLING };
+            let message = messages.recv_timeout(patience);
+            is_at_rest = message.is_err();
+            match message {
                 Ok(Message::GuestEnded(of, outcome)) if of == life => return outcome,
                 Ok(Message::Ejected(of, device)) if of == life => {
                     let number = device.number;
@@ -212,8 +214,11 @@ impl Vm {
                     return Outcome::failed("the VM has lost its threads");
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    has_settled = true;
-                    if let Err(error) = own_code::let_go() {
+                    own_heap::give_back();
+                    // Once is enough: what is used of it later is used again.
+                    if !std::mem::replace(&mut has_settled, true)
+                        && let Err(error) = own_code::let_go()
+                    {
                         log::warn!("code that is not needed any more stays in memory: {error}");
                     }
                 }
