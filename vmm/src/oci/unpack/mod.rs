@@ -4,28 +4,26 @@
 //! (openat2(2), `RESOLVE_IN_ROOT`). So an absolute link, or one with `..`, leads to a place in the root file system, as it does
 //! in the container. A name that has `..` itself is refused: no program that writes layers makes one.
 
+mod attributes;
+mod create;
+mod tree;
+
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Component, Path, PathBuf};
 
-use nix::dir::Dir;
-use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{
-    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, fstatat, makedev, mkdirat, mknodat,
-    utimensat,
-};
+use nix::sys::stat::{SFlag, UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 use pathrs::Root;
 use pathrs::flags::OpenFlags;
 use tar::EntryType;
 
-use super::digest::wrong;
+use attributes::Attributes;
+use create::create;
+use tree::{kind_of, names, remove};
 
 /// The beginning of the name of an entry that takes a file of a lower layer away.
 const WHITEOUT: &[u8] = b".wh.";
@@ -33,8 +31,6 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// The beginning of names that are notes of a file system to itself.
 const NOTE: &[u8] = b".wh..wh.";
-/// The beginning of a PAX record that is an extended attribute.
-const XATTR: &str = "SCHILY.xattr.";
 
 /// Why an entry was not applied.
 #[derive(Debug)]
@@ -157,7 +153,7 @@ impl Unpacker {
             return self.hide(&hidden, applied);
         }
         let parent = self.make_parent(&path)?;
-        create(self, &parent, last, entry)?;
+        create(self, &parent, &path, entry)?;
         if kind != EntryType::Link {
             let time = Attributes::read(entry)?.set(&parent, last, kind)?;
             if kind == EntryType::Directory {
@@ -258,198 +254,6 @@ impl Applied {
     fn has(&self, path: &Path) -> bool {
         self.paths.contains(path)
     }
-}
-
-/// A number of a header. Writers leave a field empty for zero, which is malformed to the letter.
-fn number(field: &[u8], read: io::Result<u64>) -> io::Result<u64> {
-    if field.iter().all(|byte| matches!(byte, 0 | b' ')) {
-        return Ok(0);
-    }
-    read
-}
-
-/// What a file has besides its content.
-struct Attributes {
-    uid: u32,
-    gid: u32,
-    mode: u32,
-    time: TimeSpec,
-    xattrs: Vec<(OsString, Vec<u8>)>,
-}
-
-impl Attributes {
-    fn read(entry: &mut tar::Entry<impl Read>) -> io::Result<Self> {
-        let id = |id: u64| u32::try_from(id).map_err(|_| refused("its owner is no user id"));
-        let header = entry.header();
-        let fields = header.as_old();
-        let seconds = number(&fields.mtime, header.mtime())?;
-        let mut read = Self {
-            uid: id(number(&fields.uid, header.uid())?)?,
-            gid: id(number(&fields.gid, header.gid())?)?,
-            mode: header.mode()? & 0o7777,
-            time: TimeSpec::new(i64::try_from(seconds).unwrap_or(i64::MAX), 0),
-            xattrs: Vec::new(),
-        };
-        for record in entry.pax_extensions()?.into_iter().flatten() {
-            let record = record?;
-            let Ok(key) = record.key() else {
-                continue;
-            };
-            if let Some(name) = key.strip_prefix(XATTR) {
-                let value = record.value_bytes().to_vec();
-                read.xattrs.push((name.into(), value));
-            } else if key == "mtime" {
-                let text = record.value().unwrap_or_default();
-                read.time = time(text).ok_or_else(|| refused("its time is malformed"))?;
-            }
-        }
-        Ok(read)
-    }
-
-    /// Gives them to `name` in `parent`, all but the time, which is answered.
-    fn set(self, parent: &OwnedFd, name: &OsStr, kind: EntryType) -> io::Result<TimeSpec> {
-        let (owner, group) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-        let no_follow = AtFlags::AT_SYMLINK_NOFOLLOW;
-        fchownat(parent, name, Some(owner), Some(group), no_follow)?;
-        // Behind chown, which takes the set-user-ID bit and capabilities away. A link has no mode.
-        if kind != EntryType::Symlink {
-            // What is there is what we have made, and no link.
-            let mode = Mode::from_bits_truncate(self.mode);
-            fchmodat(parent, name, mode, FchmodatFlags::FollowSymlink)?;
-        }
-        let path = PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd())).join(name);
-        for (key, value) in &self.xattrs {
-            match xattr::set(&path, key, value) {
-                // The host's labels of its own files; a file system may keep no attributes of users for links and devices.
-                Err(_) if key == "security.selinux" => {}
-                set => set.map_err(|error| {
-                    let what = format!("the attribute {}: {error}", key.display());
-                    io::Error::new(error.kind(), what)
-                })?,
-            }
-        }
-        Ok(self.time)
-    }
-}
-
-/// Seconds, with a fraction, as PAX has them.
-fn time(text: &str) -> Option<TimeSpec> {
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let nanoseconds: String = fraction
-        .chars()
-        .chain("000000000".chars())
-        .take(9)
-        .collect();
-    let (seconds, nanoseconds): (i64, i64) = (seconds.parse().ok()?, nanoseconds.parse().ok()?);
-    if text.starts_with('-') && nanoseconds > 0 {
-        return Some(TimeSpec::new(seconds - 1, 1_000_000_000 - nanoseconds));
-    }
-    Some(TimeSpec::new(seconds, nanoseconds))
-}
-
-/// Puts what `entry` says at `name` in `parent`, in place of what is there.
-fn create(
-    unpacker: &Unpacker,
-    parent: &OwnedFd,
-    name: &OsStr,
-    entry: &mut tar::Entry<impl Read>,
-) -> io::Result<()> {
-    let kind = entry.header().entry_type();
-    let there = kind_of(parent, name)?;
-    if kind == EntryType::Directory && there == Some(SFlag::S_IFDIR) {
-        return Ok(());
-    }
-    // What a link leads to is found before what is in its place is removed: it may be the same.
-    let link = match entry.link_name_bytes() {
-        Some(link) => PathBuf::from(OsString::from_vec(link.into_owned())),
-        None => PathBuf::new(),
-    };
-    if kind == EntryType::Link
-        && plain(&link)?
-            == plain(&PathBuf::from(OsString::from_vec(
-                entry.path_bytes().into_owned(),
-            )))?
-    {
-        return Err(refused("it is a link to itself"));
-    }
-    if there.is_some() {
-        remove(parent, name)?;
-    }
-    let private = Mode::S_IRUSR | Mode::S_IWUSR;
-    let node = |kind, device| mknodat(parent, name, kind, private, device);
-    match kind {
-        EntryType::Directory => mkdirat(parent, name, private | Mode::S_IXUSR)?,
-        EntryType::Symlink => symlinkat(link.as_path(), parent, name)?,
-        EntryType::Link => {
-            let target = plain(&link)?;
-            let (from, target) = unpacker.parent(&target)?;
-            linkat(from, target, parent, name, AtFlags::empty())?;
-        }
-        EntryType::Fifo => node(SFlag::S_IFIFO, 0)?,
-        EntryType::Char | EntryType::Block => {
-            let header = entry.header();
-            let number = |number: io::Result<Option<u32>>| number.map(Option::unwrap_or_default);
-            let device = makedev(
-                number(header.device_major())?.into(),
-                number(header.device_minor())?.into(),
-            );
-            let kind = match kind {
-                EntryType::Char => SFlag::S_IFCHR,
-                _ => SFlag::S_IFBLK,
-            };
-            node(kind, device)?;
-        }
-        kind if kind.is_file() || kind == EntryType::GNUSparse => {
-            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-            let mut file = File::from(openat(parent, name, flags, private)?);
-            let wanted = entry.size();
-            if io::copy(entry, &mut file)? != wanted {
-                return Err(wrong("the layer ends within it"));
-            }
-        }
-        other => return Err(refused(&format!("entries of kind {other:?} are not known"))),
-    }
-    Ok(())
-}
-
-/// What is at `name` in `directory`, if anything is.
-fn kind_of(directory: &OwnedFd, name: &OsStr) -> io::Result<Option<SFlag>> {
-    match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Ok(found) => Ok(Some(
-            SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT,
-        )),
-        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Removes `name` and all below it, if it is there.
-fn remove(directory: &OwnedFd, name: &OsStr) -> io::Result<()> {
-    match kind_of(directory, name)? {
-        None => Ok(()),
-        Some(SFlag::S_IFDIR) => {
-            let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let opened = openat(directory, name, flags, Mode::empty())?;
-            for inner in names(opened.try_clone()?)? {
-                remove(&opened, &inner)?;
-            }
-            Ok(unlinkat(directory, name, UnlinkatFlags::RemoveDir)?)
-        }
-        Some(_) => Ok(unlinkat(directory, name, UnlinkatFlags::NoRemoveDir)?),
-    }
-}
-
-/// The names in a directory.
-fn names(directory: OwnedFd) -> io::Result<Vec<OsString>> {
-    let mut names = Vec::new();
-    for entry in Dir::from_fd(directory)?.iter() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(OsStr::from_bytes(name).to_owned());
-        }
-    }
-    Ok(names)
 }
 
 /// `name` from the root, without `.`.
