@@ -39,7 +39,11 @@ pub const VIRTIOFSD_BUILD: &[Package] = &[
 ];
 
 /// What tests compare Orlop's own work with.
-pub const REFERENCES: &[Package] = &[("/usr/bin/cpio", "cpio")];
+pub const REFERENCES: &[Package] = &[
+    ("/usr/bin/cpio", "cpio"),
+    ("/usr/bin/umoci", "umoci"),
+    ("/usr/bin/skopeo", "skopeo"),
+];
 
 /// What stories send and receive by, here and in their guests.
 pub const TRAFFIC: &[Package] = &[("/usr/bin/iperf3", "iperf3")];

@@ -299,3 +299,32 @@ fn a_number_that_is_left_out_is_zero() {
     let file = fs::metadata(root.path().join("file")).unwrap();
     assert_eq!((file.uid(), file.gid(), file.mtime()), (0, 0, 0));
 }
+
+#[test]
+fn a_directory_keeps_its_time_when_a_layer_changes_what_is_in_it() {
+    if !is_root() {
+        return;
+    }
+    let lower = layer(&[
+        (DIRECTORY, "usr", ""),
+        (DIRECTORY, "usr/lib", ""),
+        (FILE, "usr/lib/a", "1"),
+        (FILE, "usr/lib/b", "1"),
+        (SYMLINK, "lib", "usr/lib"),
+        (DIRECTORY, "gone", ""),
+        (FILE, "gone/a", "1"),
+    ]);
+    let upper = layer(&[
+        (FILE, "lib/a", "2"),
+        (FILE, "usr/lib/.wh.b", ""),
+        (FILE, "gone/b", "2"),
+        (FILE, ".wh.gone", ""),
+        (FILE, "new", "2"),
+    ]);
+    let root = applied(&[lower, upper]);
+    for directory in ["usr", "usr/lib"] {
+        let is = fs::metadata(root.path().join(directory)).unwrap();
+        assert_eq!(is.mtime(), 1_000_000_000, "{directory}");
+    }
+    assert!(!root.path().join("usr/lib/b").exists());
+}

@@ -8,14 +8,15 @@ mod attributes;
 mod create;
 mod tree;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Component, Path, PathBuf};
 
-use nix::sys::stat::{SFlag, UtimensatFlags, utimensat};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fstat, utimensat};
 use nix::sys::time::TimeSpec;
 use pathrs::Root;
 use pathrs::flags::OpenFlags;
@@ -76,25 +77,38 @@ impl Unpacker {
                     source,
                 })?;
         }
-        // A directory's time is its own, not that of what was put into it; the deepest first.
-        for (path, time) in applied.directories.into_iter().rev() {
-            let set = self.parent(&path).and_then(|(parent, name)| {
-                Ok(utimensat(
-                    &parent,
-                    name,
-                    &time,
-                    &time,
-                    UtimensatFlags::NoFollowSymlink,
-                )?)
-            });
-            match set {
-                // Taken away again by a later entry.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                set => set.map_err(|source| Failure {
+        for (inode, (path, time)) in applied.directories {
+            self.set_time(inode, &path, time)
+                .map_err(|source| Failure {
                     entry: Some(path.display().to_string()),
                     source,
-                })?,
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Gives a directory its time, unless it was taken away by a later entry.
+    fn set_time(&self, inode: u64, path: &Path, time: TimeSpec) -> io::Result<()> {
+        let directory: OwnedFd = match self.root.resolve(Path::new("/").join(path)) {
+            Ok(handle) => handle.into(),
+            Err(error) => {
+                let error = system(error);
+                return if is_nothing(&error) {
+                    Ok(())
+                } else {
+                    Err(error)
+                };
             }
+        };
+        let found = fstat(&directory)?;
+        if found.st_ino == inode && is_directory(&found) {
+            utimensat(
+                &directory,
+                ".",
+                &time,
+                &time,
+                UtimensatFlags::NoFollowSymlink,
+            )?;
         }
         Ok(())
     }
@@ -134,8 +148,7 @@ impl Unpacker {
             // The root directory itself.
             let place = self.root.as_fd().try_clone_to_owned()?;
             let time = Attributes::read(entry)?.set(&place, OsStr::new("."), kind)?;
-            utimensat(&place, ".", &time, &time, UtimensatFlags::NoFollowSymlink)?;
-            return Ok(());
+            return applied.names(&place, &path, time);
         };
         if last.as_bytes() == OPAQUE {
             let directory = path.parent().unwrap_or(Path::new(""));
@@ -153,11 +166,15 @@ impl Unpacker {
             return self.hide(&hidden, applied);
         }
         let parent = self.make_parent(&path)?;
+        applied.changes(&parent, &path)?;
         create(self, &parent, &path, entry)?;
         if kind != EntryType::Link {
             let time = Attributes::read(entry)?.set(&parent, last, kind)?;
             if kind == EntryType::Directory {
-                applied.directories.push((path.clone(), time));
+                let flags =
+                    OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let made = openat(&parent, last, flags, Mode::empty())?;
+                applied.names(&made, &path, time)?;
             } else {
                 let no_follow = UtimensatFlags::NoFollowSymlink;
                 utimensat(&parent, last, &time, &time, no_follow)?;
@@ -191,7 +208,7 @@ impl Unpacker {
     }
 
     /// Takes `path` of the lower layers away; what this layer has put there stays.
-    fn hide(&self, path: &Path, applied: &Applied) -> io::Result<()> {
+    fn hide(&self, path: &Path, applied: &mut Applied) -> io::Result<()> {
         if applied.has(path) {
             return Ok(());
         }
@@ -201,11 +218,12 @@ impl Unpacker {
             Err(error) if is_nothing(&error) => return Ok(()),
             Err(error) => return Err(error),
         };
+        applied.changes(&parent, path)?;
         remove(&parent, name)
     }
 
     /// Takes everything of the lower layers out of `directory`.
-    fn hide_all(&self, directory: &Path, applied: &Applied) -> io::Result<()> {
+    fn hide_all(&self, directory: &Path, applied: &mut Applied) -> io::Result<()> {
         let opened = self
             .root
             .open_subpath(Path::new("/").join(directory), OpenFlags::O_DIRECTORY);
@@ -229,6 +247,10 @@ impl Unpacker {
     }
 }
 
+fn is_directory(found: &FileStat) -> bool {
+    SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
+}
+
 /// Whether there is nothing at a path: a layer that puts a file in a directory's place may still name what was in that.
 fn is_nothing(error: &io::Error) -> bool {
     use io::ErrorKind::{NotADirectory, NotFound};
@@ -239,10 +261,30 @@ fn is_nothing(error: &io::Error) -> bool {
 #[derive(Default)]
 struct Applied {
     paths: HashSet<PathBuf>,
-    directories: Vec<(PathBuf, TimeSpec)>,
+    /// The times that directories have in the end, by their inodes: a directory's time is its own, not that of what was put into it or taken
+    /// from it. A path, which may lead through links, leads to it.
+    directories: HashMap<u64, (PathBuf, TimeSpec)>,
 }
 
 impl Applied {
+    /// The layer says itself which time the directory has.
+    fn names(&mut self, directory: &OwnedFd, path: &Path, time: TimeSpec) -> io::Result<()> {
+        let inode = fstat(directory)?.st_ino;
+        self.directories.insert(inode, (path.to_owned(), time));
+        Ok(())
+    }
+
+    /// Something in the directory of `path`, which is open as `parent`, comes, or goes.
+    fn changes(&mut self, parent: &OwnedFd, path: &Path) -> io::Result<()> {
+        let found = fstat(parent)?;
+        let time = TimeSpec::new(found.st_mtime, found.st_mtime_nsec);
+        let parent = path.parent().unwrap_or(Path::new(""));
+        self.directories
+            .entry(found.st_ino)
+            .or_insert_with(|| (parent.to_owned(), time));
+        Ok(())
+    }
+
     fn add(&mut self, path: &Path) {
         for path in path.ancestors() {
             if !self.paths.insert(path.to_owned()) {
