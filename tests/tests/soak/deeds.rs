@@ -23,6 +23,9 @@ use crate::load::{self, DISK, Load};
 /// As much as the balloon may take of 256 MiB, in MiB.
 const BALLOON: u64 = 96;
 
+/// What the guest's resets are counted by.
+const RESET: &str = "reset";
+
 /// A disk that came while the guest ran.
 struct Disk {
     address: String,
@@ -112,9 +115,27 @@ impl Deeds {
         self.is_well();
     }
 
-    /// Fails if anything has failed in the load, which may be the guest's own doing: so with what the guest has said.
+    /// Fails if anything has failed in the load, or the guest has begun another life by itself, which takes the load with it: so with what the
+    /// guest has said.
     fn is_well(&self) {
-        assert!(self.load.is_well(), "see above: {}", self.vm.said());
+        let expected = 1 + self.done.get(RESET).copied().unwrap_or(0);
+        let is_well = self.load.is_well();
+        if !is_well {
+            // A guest that has crashed is heard of only when it has booted again.
+            thread::sleep(Duration::from_secs(20));
+        }
+        let lives = self.lives();
+        assert!(
+            lives == expected && is_well,
+            "{lives} lives of {expected}, and see above: {}",
+            self.vm.said()
+        );
+    }
+
+    /// How often the guest has booted.
+    fn lives(&self) -> u64 {
+        let said = self.vm.said();
+        said.matches("the peer listens").count() as u64
     }
 
     fn count(&mut self, what: &'static str) {
@@ -268,14 +289,13 @@ impl Deeds {
 
     /// Resets the guest, whatever is under way. Its devices are there in its next life.
     fn reset(&mut self) {
-        self.count("reset");
+        self.count(RESET);
         self.load.state.turn();
         let socket = self.vm.guest.path("control");
-        let lives = || self.vm.said().matches("the peer listens").count();
-        let before = lives();
+        let before = self.lives();
         control(&socket, async |mut vm| vm.reset(ResetRequest {}).await).unwrap();
         let end = Instant::now() + LIMIT;
-        while lives() == before {
+        while self.lives() == before {
             assert!(Instant::now() < end, "no next life: {}", self.vm.said());
             thread::sleep(Duration::from_millis(100));
         }
