@@ -32,9 +32,9 @@ pub const OUTPUT: Stdio = Stdio {
 };
 
 /// The programs of busybox that the tests use.
-const APPLETS: [&str; 14] = [
+const APPLETS: [&str; 15] = [
     "sh", "cat", "echo", "sleep", "id", "ls", "stty", "wc", "head", "tr", "mount", "kill", "true",
-    "grep",
+    "grep", "mkdir",
 ];
 
 /// A running agent; it ends with this.
@@ -216,11 +216,15 @@ impl Agent {
         result
     }
 
-    /// Runs a shell script in a running container: its stdout and its exit status.
+    /// Runs a shell script in a running container: its output and its exit status.
     pub async fn shell(&mut self, name: &str, exec: &str, script: &str) -> (String, u32) {
-        self.exec(name, exec, &process(&["sh", "-c", script]), OUTPUT)
+        self.execute(name, exec, &process(&["sh", "-c", script]))
             .await
-            .unwrap();
+    }
+
+    /// Runs a further process in a running container: its output and its exit status.
+    pub async fn execute(&mut self, name: &str, exec: &str, process: &Value) -> (String, u32) {
+        self.exec(name, exec, process, OUTPUT).await.unwrap();
         let stdout = self.stream(name, exec, Stream::Stdout).await.unwrap();
         let stderr = self.stream(name, exec, Stream::Stderr).await.unwrap();
         self.start_process(name, exec).await.unwrap();

@@ -58,6 +58,10 @@ pub struct Container<'a> {
     pub command: &'a [&'a str],
     /// Files and directories of this machine for it: path there, path here.
     pub mounts: &'a [(&'a str, &'a str)],
+    /// Bytes of memory that it may have; 0 for no limit.
+    pub memory: i64,
+    /// Whether it has containerd's own seccomp profile.
+    pub seccomp: bool,
 }
 
 impl<'a> Container<'a> {
@@ -69,6 +73,8 @@ impl<'a> Container<'a> {
             image: image::BUSYBOX,
             command,
             mounts: &[],
+            memory: 0,
+            seccomp: false,
         }
     }
 }
@@ -170,6 +176,7 @@ impl Cri {
             command: container.command.iter().map(|s| (*s).to_owned()).collect(),
             log_path: format!("{}.log", container.name),
             mounts,
+            linux: Some(linux(container)),
             ..v1::ContainerConfig::default()
         };
         let mut client = self.client.clone();
@@ -358,6 +365,27 @@ impl Drop for Cri {
             // Whoever did not remove it is failing already, and says why.
             let _ = self.remove_pod(&pod);
         }
+    }
+}
+
+fn linux(container: &Container) -> v1::LinuxContainerConfig {
+    use v1::security_profile::ProfileType;
+    let profile = if container.seccomp {
+        ProfileType::RuntimeDefault
+    } else {
+        ProfileType::Unconfined
+    };
+    v1::LinuxContainerConfig {
+        resources: Some(v1::LinuxContainerResources {
+            memory_limit_in_bytes: container.memory,
+        }),
+        security_context: Some(v1::LinuxContainerSecurityContext {
+            privileged: false,
+            seccomp: Some(v1::SecurityProfile {
+                profile_type: profile.into(),
+                localhost_ref: String::new(),
+            }),
+        }),
     }
 }
 

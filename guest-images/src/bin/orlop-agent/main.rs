@@ -8,7 +8,8 @@
 //! - `orlop-agent serve DIRECTORY` serves the same on unix sockets, outside of a guest, for tests.
 //!
 //! The rooms: [`service`] is the gRPC skin over [`container`], which knows the containers and their processes; [`stdio`] moves
-//! their input and output; [`reaper`] knows who has exited; [`cgroup`] reads and writes a container's control group.
+//! their input and output; [`reaper`] knows who has exited; [`cgroup`] reads and writes a container's control group; [`seccomp`]
+//! makes filters of system calls.
 
 mod cgroup;
 mod console;
@@ -19,6 +20,7 @@ mod init;
 mod listen;
 mod reaper;
 mod runtime;
+mod seccomp;
 mod serve;
 mod service;
 mod stdio;

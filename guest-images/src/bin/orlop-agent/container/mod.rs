@@ -72,6 +72,8 @@ enum Entry {
 struct Container {
     init: Arc<Process>,
     cgroup: Cgroup,
+    /// Whether its processes run behind a seccomp filter.
+    filtered: bool,
     execs: Mutex<HashMap<Id, Arc<Process>>>,
     /// How many further processes are being made right now.
     launching: AtomicUsize,
@@ -122,6 +124,7 @@ impl Containers {
                 let container = Container {
                     init,
                     cgroup,
+                    filtered: guest.filtered,
                     execs: Mutex::default(),
                     launching: AtomicUsize::new(0),
                 };
@@ -188,7 +191,7 @@ impl Containers {
         if found.init.is_over() {
             return Err(Error::State(format!("container {container} has exited")));
         }
-        let process = spec::process(process)?;
+        let process = spec::process(process, found.filtered)?;
         let id = ProcessId {
             container: container.clone(),
             exec: Some(exec.clone()),

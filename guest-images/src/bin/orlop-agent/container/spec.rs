@@ -7,9 +7,10 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Capabilities, Capability, LinuxNamespaceType, Process, Spec};
 
 use crate::error::{Error, Result};
+use crate::seccomp::Filter;
 
 /// The bundle's directory within the share.
 #[derive(Debug, Clone)]
@@ -46,6 +47,8 @@ pub struct GuestSpec {
     pub spec: Spec,
     /// Kernel settings of namespaces that the container shares with the guest.
     pub guest_sysctls: Vec<(String, String)>,
+    /// Whether its processes run behind a seccomp filter.
+    pub filtered: bool,
 }
 
 /// Reads a spec and fits it to the guest.
@@ -64,11 +67,17 @@ pub fn adapt(json: &[u8], rootfs: &Path, cgroup: &Path) -> Result<GuestSpec> {
     root.set_path(rootfs.to_owned());
     spec.set_root(Some(root));
 
+    let seccomp = spec.linux().as_ref().and_then(|it| it.seccomp().as_ref());
+    let filtered = seccomp.is_some();
+    if let Some(seccomp) = seccomp {
+        // Here for its reasons to refuse a profile; whoever makes the process makes the filter.
+        Filter::of(seccomp).map_err(|error| Error::Invalid(error.to_string()))?;
+    }
     let process = spec
         .process_mut()
         .as_mut()
         .ok_or_else(|| Error::Invalid("the spec has no process".to_owned()))?;
-    adapt_process(process);
+    adapt_process(process, filtered);
 
     if spec.hooks().as_ref().is_some_and(|hooks| {
         [
@@ -93,9 +102,6 @@ pub fn adapt(json: &[u8], rootfs: &Path, cgroup: &Path) -> Result<GuestSpec> {
         .as_mut()
         .ok_or_else(|| Error::Invalid("the spec has no linux section".to_owned()))?;
     linux.set_cgroups_path(Some(cgroup.to_owned()));
-    // The agent is built without libseccomp, for which there is no static library to be had everywhere: the guest's kernel is the
-    // wall between the pod and the host.
-    linux.set_seccomp(None);
     // Profiles and labels are the host's; the guest's kernel has none of them.
     linux.set_mount_label(None);
     linux.set_intel_rdt(None);
@@ -124,23 +130,49 @@ pub fn adapt(json: &[u8], rootfs: &Path, cgroup: &Path) -> Result<GuestSpec> {
     Ok(GuestSpec {
         spec,
         guest_sysctls,
+        filtered,
     })
 }
 
-/// Reads an OCI `process` object and fits it to the guest.
+/// Reads an OCI `process` object, of a container that is `filtered` or not, and fits it to the guest.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` when it is not one.
-pub fn process(json: &[u8]) -> Result<Process> {
+pub fn process(json: &[u8], filtered: bool) -> Result<Process> {
     let mut process: Process = serde_json::from_slice(json)
         .map_err(|error| Error::Invalid(format!("malformed OCI process: {error}")))?;
-    adapt_process(&mut process);
+    adapt_process(&mut process, filtered);
     Ok(process)
 }
 
-fn adapt_process(process: &mut Process) {
+fn adapt_process(process: &mut Process, filtered: bool) {
     process.set_apparmor_profile(None);
     process.set_selinux_label(None);
+    if filtered && process.no_new_privileges() != Some(true) {
+        lend_sys_admin(process);
+    }
+}
+
+/// Has the process still hold CAP_SYS_ADMIN when it executes the user's program, for without `no_new_privs` the kernel lets nobody else
+/// load a filter. The program does not get it: of these two sets nothing outlasts an execution, which makes the new ones
+/// of the bounding, inheritable and ambient sets (capabilities(7)).
+fn lend_sys_admin(process: &mut Process) {
+    let Some(mut capabilities) = process.capabilities().clone() else {
+        return;
+    };
+    let with = |set: &Option<Capabilities>| {
+        let mut set = set.clone()?;
+        set.insert(Capability::SysAdmin);
+        Some(set)
+    };
+    let (effective, permitted) = (
+        with(capabilities.effective()),
+        with(capabilities.permitted()),
+    );
+    capabilities
+        .set_effective(effective)
+        .set_permitted(permitted);
+    process.set_capabilities(Some(capabilities));
 }
 
 fn is_network_sysctl(key: &str) -> bool {
@@ -210,7 +242,7 @@ mod tests {
         assert_eq!(root.readonly(), Some(true));
         let linux = guest.spec.linux().as_ref().unwrap();
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/orlop/c")));
-        assert!(linux.seccomp().is_none());
+        assert!(linux.seccomp().is_some() && guest.filtered);
         let namespaces = linux.namespaces().as_ref().unwrap();
         assert_eq!(namespaces.len(), 1);
         let sysctl = linux.sysctl().as_ref().unwrap();
@@ -221,6 +253,30 @@ mod tests {
         );
         let process = guest.spec.process().as_ref().unwrap();
         assert!(process.apparmor_profile().is_none());
+    }
+
+    #[test]
+    fn who_needs_it_to_load_a_filter_is_lent_a_capability() {
+        let sets = |json: &str, filtered| {
+            let process = process(json.as_bytes(), filtered).unwrap();
+            let sets = process.capabilities().clone().unwrap();
+            let count = |set: &Option<Capabilities>| set.as_ref().map(|set| set.len());
+            (
+                count(sets.effective()),
+                count(sets.permitted()),
+                count(sets.bounding()),
+                count(sets.inheritable()),
+            )
+        };
+        let json = r#"{"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0},
+            "capabilities": {"effective": ["CAP_KILL"], "permitted": ["CAP_KILL"], "bounding": ["CAP_KILL"]}}"#;
+        let given = (Some(1), Some(1), Some(1), None);
+        assert_eq!(sets(json, false), given);
+        assert_eq!(sets(json, true), (Some(2), Some(2), Some(1), None));
+        let settled = json.replacen('{', "{\"noNewPrivileges\": true,", 1);
+        assert_eq!(sets(&settled, true), given);
+        let unsettled = json.replacen('{', "{\"noNewPrivileges\": false,", 1);
+        assert_eq!(sets(&unsettled, true).0, Some(2));
     }
 
     #[test]
@@ -249,6 +305,7 @@ mod tests {
                 "\"hooks\": {\"poststop\": [{\"path\": \"/bin/x\"}]}, \"linux\"",
                 "hooks",
             ),
+            ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE", "SCMP_ACT_TRACE"),
         ] {
             let error = adapted(&SPEC.replacen(from, to, 1)).unwrap_err();
             assert!(matches!(error, Error::Invalid(_)), "{error}");

@@ -12,6 +12,7 @@ use nix::unistd::{AccessFlags, access, execv};
 use oci_spec::runtime::Spec;
 
 use super::report::Report;
+use crate::seccomp::Filter;
 
 /// Where programs are looked for when the process has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -20,12 +21,13 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 #[derive(Clone)]
 pub struct UserProgram {
     report: Report,
+    filter: Option<Filter>,
 }
 
 impl UserProgram {
-    /// Failures go to `report`.
-    pub fn new(report: Report) -> Self {
-        Self { report }
+    /// Failures go to `report`; the program runs behind `filter`.
+    pub fn new(report: Report, filter: Option<Filter>) -> Self {
+        Self { report, filter }
     }
 }
 
@@ -38,14 +40,14 @@ impl Executor for UserProgram {
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let why = execute(spec);
+        let why = execute(spec, self.filter.as_ref());
         self.report.fatal(&why);
         Err(ExecutorError::Other(why))
     }
 }
 
 /// Returns only with a reason why it failed.
-fn execute(spec: &Spec) -> String {
+fn execute(spec: &Spec, filter: Option<&Filter>) -> String {
     let (program, arguments) = match find(spec) {
         Ok(found) => found,
         Err(why) => return why,
@@ -65,6 +67,10 @@ fn execute(spec: &Spec) -> String {
     let (Ok(path), Ok(arguments)) = (path, c_strings(&arguments)) else {
         return format!("exec: {name:?}: an argument has a zero byte in it");
     };
+    // Nothing but the execution itself may follow, for the filter need not allow anything else.
+    if let Some(Err(error)) = filter.map(Filter::load) {
+        return format!("exec: {name:?}: the seccomp filter cannot be loaded: {error}");
+    }
     match execv(&path, &arguments) {
         Ok(never) => match never {},
         Err(errno) => format!("exec: {name:?}: {}", errno.desc().to_lowercase()),

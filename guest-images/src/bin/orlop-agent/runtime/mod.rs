@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use self::executor::UserProgram;
 use self::report::Report;
+use crate::seccomp::Filter;
 
 /// What is to be made.
 #[derive(Debug, Serialize, Deserialize)]
@@ -117,8 +118,17 @@ fn adopt(fd: RawFd) -> Option<OwnedFd> {
 
 fn make(request: &Request, report: Report) -> Result<i32, String> {
     let spec = Spec::load(request.bundle.join("config.json")).map_err(|error| error.to_string())?;
+    // Not libcontainer's to do: it reads masked comparisons the other way round than runc, forgets about further processes, and would
+    // have a profile allow what it needs itself.
+    let filter = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.seccomp().as_ref())
+        .map(Filter::of)
+        .transpose()
+        .map_err(|error| error.to_string())?;
     let builder = ContainerBuilder::new(request.container.clone(), SyscallType::default())
-        .with_executor(UserProgram::new(report.clone()))
+        .with_executor(UserProgram::new(report.clone(), filter))
         .with_console_socket(request.console.clone())
         .with_root_path(&request.state)
         .map_err(one_line)?;

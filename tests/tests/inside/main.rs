@@ -1,0 +1,5 @@
+//! What holds inside of a guest for the containers in it.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod seccomp;
