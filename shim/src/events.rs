@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::ForwardRequest;
 use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskPaused, TaskResumed,
-    TaskStart,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused,
+    TaskResumed, TaskStart,
 };
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -42,6 +42,8 @@ pub enum Event {
     Exit(TaskExit),
     /// A task was deleted.
     Delete(TaskDelete),
+    /// A task's processes, or one of them, were killed for want of memory.
+    Oom(TaskOOM),
     /// A task was paused.
     Paused(TaskPaused),
     /// A task was resumed.
@@ -70,6 +72,7 @@ impl Event {
             ),
             Event::Exit(event) => (topics::TASK_EXIT_EVENT_TOPIC, "TaskExit", event),
             Event::Delete(event) => (topics::TASK_DELETE_EVENT_TOPIC, "TaskDelete", event),
+            Event::Oom(event) => (topics::TASK_OOM_EVENT_TOPIC, "TaskOOM", event),
             Event::Paused(event) => (topics::TASK_PAUSED_EVENT_TOPIC, "TaskPaused", event),
             Event::Resumed(event) => (topics::TASK_RESUMED_EVENT_TOPIC, "TaskResumed", event),
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use orlop_proto::agent::v1::{
     PauseRequest, PidsRequest, ProcessState, ResumeRequest, SignalRequest, StateRequest,
-    StatsRequest, Stdio,
+    StatsRequest, Stdio, WaitOomRequest,
 };
 use serde_json::json;
 use tonic::Code;
@@ -422,9 +422,25 @@ async fn limits_reach_the_control_group() {
     assert!(stats.memory_current > 0);
     assert!(stats.memory_stat.contains_key("anon"));
     assert!(stats.memory_events.contains_key("oom_kill"));
-    // The kernel ends who takes more.
+    // The kernel ends who takes more, and whoever waits for that hears of it.
+    let wait = |seen| WaitOomRequest {
+        container: "l".into(),
+        seen,
+    };
+    let mut client = agent.client.clone();
+    let waiting = tokio::spawn(async move { client.wait_oom(wait(0)).await });
     let greedy = "x=0123456789; while true; do x=$x$x; done";
     assert_eq!(agent.shell("l", "greedy", greedy).await.1, 137);
+    let kills = waiting.await.unwrap().unwrap().into_inner().kills;
+    assert!(kills > 0);
+    // With the container ends the waiting.
+    let mut client = agent.client.clone();
+    let waiting = tokio::spawn(async move { client.wait_oom(wait(kills)).await });
+    assert_eq!(signal(&mut agent, "l", "", 9, false).await, Code::Ok);
+    assert_eq!(waiting.await.unwrap().unwrap().into_inner().kills, kills);
+    agent.delete("l", "").await.unwrap();
+    let gone = agent.client.wait_oom(wait(0)).await.unwrap_err();
+    assert_eq!(gone.code(), Code::NotFound);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 //! - [`Tasks`] is what it calls: [`create`] makes a container, [`lifecycle`] starts, signals and deletes, [`query`] answers
 //!   questions;
 //! - [`registry`] holds the containers by id, [`container`] and [`process`] are what is held;
-//! - [`supervise`] waits for a process's end.
+//! - [`supervise`] waits for a process's end, and [`memory`] for processes that are killed for want of memory.
 //!
 //! Every call runs to its end, although its caller may give up: a container half made is worse than one that nobody
 //! asked for any more.
@@ -12,6 +12,7 @@
 pub mod container;
 mod create;
 mod lifecycle;
+mod memory;
 pub mod process;
 mod query;
 pub mod registry;

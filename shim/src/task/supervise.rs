@@ -11,6 +11,7 @@ use orlop_proto::agent::v1::{ProcessState, StateRequest, WaitRequest};
 
 use super::Tasks;
 use super::container::Container;
+use super::memory::MemoryWatch;
 use super::process::{Exit, KILLED, Process};
 use crate::codes::Failure;
 use crate::events::Event;
@@ -42,7 +43,17 @@ impl Tasks {
                     return;
                 }
             }
-            let status = wait_in_guest(&vm, &container.id, &process).await;
+            let status = if process.exec.is_empty() {
+                let mut memory = MemoryWatch::new(&vm, &container.id, &tasks.events);
+                let status = tokio::select! {
+                    status = wait_in_guest(&vm, &container.id, &process) => status,
+                    never = memory.run() => match never {},
+                };
+                memory.finish().await;
+                status
+            } else {
+                wait_in_guest(&vm, &container.id, &process).await
+            };
             let exit = Exit::now(status);
             if let Some(streams) = process.streams() {
                 streams.drain(DRAIN_TIMEOUT).await;

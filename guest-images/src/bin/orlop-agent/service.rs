@@ -10,7 +10,8 @@ use orlop_proto::agent::v1::{
     InfoRequest, InfoResponse, PauseRequest, PauseResponse, Phase, PidsRequest, PidsResponse,
     ResizeRequest, ResizeResponse, ResumeRequest, ResumeResponse, ShutdownRequest,
     ShutdownResponse, SignalRequest, SignalResponse, StartRequest, StartResponse, StateRequest,
-    StateResponse, StatsRequest, StatsResponse, WaitRequest, WaitResponse,
+    StateResponse, StatsRequest, StatsResponse, WaitOomRequest, WaitOomResponse, WaitRequest,
+    WaitResponse,
 };
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
@@ -105,6 +106,13 @@ impl Agent for AgentService {
         let request = request.into_inner();
         let id = ProcessId::parse(&request.container, &request.exec)?;
         Ok(Response::new(self.containers.wait(&id).await?))
+    }
+
+    async fn wait_oom(&self, request: Request<WaitOomRequest>) -> Answer<WaitOomResponse> {
+        let request = request.into_inner();
+        let container = Id::parse(&request.container)?;
+        let kills = self.containers.wait_oom(&container, request.seen).await?;
+        Ok(Response::new(WaitOomResponse { kills }))
     }
 
     async fn state(&self, request: Request<StateRequest>) -> Answer<StateResponse> {

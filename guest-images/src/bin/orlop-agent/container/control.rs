@@ -112,6 +112,28 @@ impl Containers {
         Ok(self.container(container)?.cgroup.stats())
     }
 
+    /// Waits until more than `seen` of a container's processes have been killed for want of memory, or its own process has exited.
+    /// Answers how many were killed.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; what the kernel says where memory is not accounted for.
+    pub async fn wait_oom(&self, id: &Id, seen: u64) -> Result<u64> {
+        let container = self.container(id)?;
+        let failed = |error| {
+            Error::system(
+                format_args!("cannot watch the memory of container {id}"),
+                error,
+            )
+        };
+        let watch = container.cgroup.watch_memory().map_err(failed)?;
+        let mut exit = container.init.live()?.exit_watch();
+        tokio::select! {
+            kills = watch.more_than(seen) => kills,
+            _ = exited(&mut exit) => watch.kills(),
+        }
+        .map_err(failed)
+    }
+
     /// Kills everything, and waits a while for it to be gone.
     pub async fn kill_all(&self) {
         let _ = Cgroup::all().kill();

@@ -1,6 +1,9 @@
 //! A container's control group (cgroup v2; Documentation/admin-guide/cgroup-v2.rst).
 //!
-//! libcontainer makes the group and sets its limits; this reads it, freezes it, and takes it away.
+//! libcontainer makes the group and sets its limits; this reads it, freezes it, and takes it away. [`memory`] hears of processes that
+//! were killed for want of memory.
+
+pub mod memory;
 
 use std::collections::HashMap;
 use std::fs;
@@ -10,6 +13,7 @@ use std::time::Duration;
 
 use orlop_proto::agent::v1::StatsResponse;
 
+use self::memory::MemoryWatch;
 use crate::ids::Id;
 
 /// Where the hierarchy is mounted.
@@ -134,6 +138,14 @@ impl Cgroup {
             pids_current: self.number("pids.current"),
             pids_max: self.number("pids.max"),
         }
+    }
+
+    /// Begins to watch for processes that are killed for want of memory.
+    ///
+    /// # Errors
+    /// When the group is gone, or its memory is not accounted for.
+    pub fn watch_memory(&self) -> io::Result<MemoryWatch> {
+        MemoryWatch::open(&self.0.join("memory.events"))
     }
 
     fn events(&self) -> HashMap<String, u64> {
