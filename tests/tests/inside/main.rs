@@ -1,6 +1,10 @@
 //! What holds inside of a guest for the containers in it.
 
+mod agent;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../guest/mod.rs"]
+mod guest;
 mod memory;
+mod runtime_spec;
 mod seccomp;

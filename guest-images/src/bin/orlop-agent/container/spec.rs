@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Capabilities, Capability, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Capabilities, Capability, Hooks, LinuxNamespaceType, Process, Spec};
 
 use crate::error::{Error, Result};
 use crate::seccomp::Filter;
@@ -79,8 +79,12 @@ pub fn adapt(json: &[u8], rootfs: &Path, cgroup: &Path) -> Result<GuestSpec> {
         .ok_or_else(|| Error::Invalid("the spec has no process".to_owned()))?;
     adapt_process(process, filtered);
 
+    // The getter of the hooks that the specification has replaced is deprecated with them; specs still use them.
+    #[allow(deprecated)]
+    let prestart = Hooks::prestart;
     if spec.hooks().as_ref().is_some_and(|hooks| {
         [
+            prestart(hooks),
             hooks.create_runtime(),
             hooks.create_container(),
             hooks.start_container(),
@@ -105,6 +109,16 @@ pub fn adapt(json: &[u8], rootfs: &Path, cgroup: &Path) -> Result<GuestSpec> {
     // Profiles and labels are the host's; the guest's kernel has none of them.
     linux.set_mount_label(None);
     linux.set_intel_rdt(None);
+    // To libcontainer every propagation is recursive, and the forms that say so are unknown. containerd's CRI uses them.
+    let propagation = linux.rootfs_propagation().as_deref();
+    let propagation = match propagation {
+        Some("rshared") => Some("shared"),
+        Some("rslave") => Some("slave"),
+        Some("rprivate") => Some("private"),
+        other => other,
+    }
+    .map(str::to_owned);
+    linux.set_rootfs_propagation(propagation);
 
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
     namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
@@ -225,6 +239,7 @@ mod tests {
         "linux": {
             "cgroupsPath": "/host/group",
             "sysctl": {"net.ipv4.ip_forward": "1", "kernel.pid_max": "1"},
+            "rootfsPropagation": "rslave",
             "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
             "namespaces": [{"type": "mount"}, {"type": "network", "path": "/proc/1/ns/net"}, {"type": "network"}]
         }
@@ -243,6 +258,7 @@ mod tests {
         let linux = guest.spec.linux().as_ref().unwrap();
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/orlop/c")));
         assert!(linux.seccomp().is_some() && guest.filtered);
+        assert_eq!(linux.rootfs_propagation().as_deref(), Some("slave"));
         let namespaces = linux.namespaces().as_ref().unwrap();
         assert_eq!(namespaces.len(), 1);
         let sysctl = linux.sysctl().as_ref().unwrap();
@@ -303,6 +319,11 @@ mod tests {
             (
                 "\"linux\"",
                 "\"hooks\": {\"poststop\": [{\"path\": \"/bin/x\"}]}, \"linux\"",
+                "hooks",
+            ),
+            (
+                "\"linux\"",
+                "\"hooks\": {\"prestart\": [{\"path\": \"/bin/x\"}]}, \"linux\"",
                 "hooks",
             ),
             ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE", "SCMP_ACT_TRACE"),
