@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The modules that every guest needs, by name: virtio over PCI, the devices that Orlop offers, and the file systems of containers.
-pub const GUEST: [&str; 11] = [
+pub const GUEST: [&str; 12] = [
     "virtio_pci",
     "vmw_vsock_virtio_transport",
     "virtiofs",
@@ -22,6 +22,7 @@ pub const GUEST: [&str; 11] = [
     "button",
     "evdev",
     "pvpanic-mmio",
+    "ptp_kvm",
 ];
 
 /// Why modules were not found.

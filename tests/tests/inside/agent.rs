@@ -9,8 +9,8 @@ use std::time::Instant;
 use orlop_proto::agent::CONTROL_PORT;
 use orlop_proto::agent::v1::agent_client::AgentClient;
 use orlop_proto::agent::v1::{
-    CreateRequest, DeleteRequest, InfoRequest, SignalRequest, StartRequest, StateRequest,
-    StateResponse, Stdio, Stream, WaitRequest,
+    CreateRequest, DeleteRequest, ExecRequest, InfoRequest, SignalRequest, StartRequest,
+    StateRequest, StateResponse, Stdio, Stream, WaitRequest,
 };
 use orlop_proto::{connect, streams};
 use orlop_testbed::cache::Cache;
@@ -84,6 +84,11 @@ impl AgentVm {
         }
     }
 
+    /// The VM's control socket.
+    pub fn control(&self) -> PathBuf {
+        self.directory.path().join("control")
+    }
+
     /// Makes a call to the agent.
     pub fn call<T>(
         &self,
@@ -103,6 +108,23 @@ impl AgentVm {
         };
         let made = self.call(async |mut agent| agent.create(request).await)?;
         Ok(made.pid)
+    }
+
+    pub fn exec(
+        &self,
+        name: &str,
+        exec: &str,
+        process: &Value,
+        stdio: Stdio,
+    ) -> Result<(), Status> {
+        let request = ExecRequest {
+            container: name.into(),
+            exec: exec.into(),
+            process: serde_json::to_vec(process).unwrap(),
+            stdio: Some(stdio),
+        };
+        self.call(async |mut agent| agent.exec(request).await)
+            .map(drop)
     }
 
     pub fn start_process(&self, name: &str, exec: &str) -> Result<u32, Status> {

@@ -1,6 +1,7 @@
 //! What holds inside of a guest for the containers in it.
 
 mod agent;
+mod clock;
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../guest/mod.rs"]

@@ -7,6 +7,7 @@
 //! and one that hangs is a guest that nobody hears of again.
 
 mod button;
+mod clock;
 mod modules;
 mod mounts;
 mod network;
@@ -60,6 +61,7 @@ fn run() -> anyhow::Result<()> {
     phases.push(phase("mounts"));
     serve::in_guest(phases, move || {
         later.load();
+        std::thread::spawn(clock::follow);
         button::watch();
     })
 }

@@ -41,7 +41,7 @@ fn when(module: &str) -> When {
         "virtio_balloon" => When::LaterFor(BALLOON),
         // A root file system on a disk has a layer above it.
         "overlay" => When::NowForElseLater(BLOCK),
-        "button" | "evdev" => When::Later,
+        "button" | "evdev" | "ptp_kvm" => When::Later,
         _ => When::Now,
     }
 }
