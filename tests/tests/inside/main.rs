@@ -9,3 +9,4 @@ mod guest;
 mod memory;
 mod runtime_spec;
 mod seccomp;
+mod stats;

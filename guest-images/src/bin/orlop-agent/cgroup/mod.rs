@@ -1,17 +1,16 @@
 //! A container's control group (cgroup v2; Documentation/admin-guide/cgroup-v2.rst).
 //!
-//! libcontainer makes the group and sets its limits; this reads it, freezes it, and takes it away. [`memory`] hears of processes that
-//! were killed for want of memory.
+//! libcontainer makes the group and sets its limits; this freezes it and takes it away. [`stats`] reads what it counts, and [`memory`]
+//! hears of processes that were killed for want of memory.
 
 pub mod memory;
+mod stats;
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use orlop_proto::agent::v1::StatsResponse;
 
 use self::memory::MemoryWatch;
 use crate::ids::Id;
@@ -126,20 +125,6 @@ impl Cgroup {
         result
     }
 
-    /// What the group's files say.
-    pub fn stats(&self) -> StatsResponse {
-        StatsResponse {
-            memory_current: self.number("memory.current"),
-            memory_max: self.number("memory.max"),
-            memory_swap_current: self.number("memory.swap.current"),
-            memory_stat: self.map("memory.stat"),
-            memory_events: self.map("memory.events"),
-            cpu_stat: self.map("cpu.stat"),
-            pids_current: self.number("pids.current"),
-            pids_max: self.number("pids.max"),
-        }
-    }
-
     /// Begins to watch for processes that are killed for want of memory.
     ///
     /// # Errors
@@ -150,10 +135,6 @@ impl Cgroup {
 
     fn events(&self) -> HashMap<String, u64> {
         self.map("cgroup.events")
-    }
-
-    fn number(&self, file: &str) -> u64 {
-        fs::read_to_string(self.0.join(file)).map_or(0, |text| parse_number(&text))
     }
 
     fn map(&self, file: &str) -> HashMap<String, u64> {
@@ -199,14 +180,7 @@ async fn wait_until(mut reached: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// "max" is no limit, which is the largest number.
-fn parse_number(text: &str) -> u64 {
-    match text.trim() {
-        "max" => u64::MAX,
-        number => number.parse().unwrap_or(0),
-    }
-}
-
+/// A file with a name and a number in each line.
 fn parse_map(text: &str) -> HashMap<String, u64> {
     text.lines()
         .filter_map(|line| line.split_once(' '))
@@ -220,9 +194,6 @@ mod tests {
 
     #[test]
     fn reads_the_kernels_formats() {
-        assert_eq!(parse_number("max\n"), u64::MAX);
-        assert_eq!(parse_number("4096\n"), 4096);
-        assert_eq!(parse_number("what"), 0);
         let map = parse_map("usage_usec 12\nnr_periods 0\nodd\nother x\n");
         assert_eq!(map.len(), 2);
         assert_eq!(map["usage_usec"], 12);
