@@ -8,10 +8,11 @@
 //! - [`archive`]: the files of an image, in a directory or in a tar archive;
 //! - [`image`]: manifest and configuration;
 //! - [`layer`]: the bytes of a layer, decompressed;
-//! - [`unpack`]: layers applied to a directory;
+//! - [`unpack`]: layers applied to a directory, and [`allowance`] of how much;
 //! - [`store`]: the disks, kept by digest;
 //! - [`user`]: names of users, in the words of an image's `/etc/passwd`.
 
+mod allowance;
 mod archive;
 mod digest;
 mod image;

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use super::OciError;
+use super::allowance::Allowance;
 use super::digest::Hashing;
 use super::image::{Config, Image, Layer};
 use super::layer::decompress_any;
@@ -246,7 +247,8 @@ fn make(
 ) -> Result<(), OciError> {
     let rootfs = directory.join("rootfs");
     fs::create_dir(&rootfs).map_err(OciError::file("create", &rootfs))?;
-    let unpacker = Unpacker::new(&rootfs).map_err(OciError::file("open", &rootfs))?;
+    let unpacker =
+        Unpacker::new(&rootfs, Allowance::default()).map_err(OciError::file("open", &rootfs))?;
     let count = image.layers.len();
     for (number, layer) in (1..).zip(&image.layers) {
         progress(number, count);

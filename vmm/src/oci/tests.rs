@@ -1,5 +1,8 @@
 //! Images of all kinds, made here, and what becomes of them.
 
+mod endings;
+mod kinds;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -8,6 +11,7 @@ use serde_json::json;
 use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 
+use super::allowance::Allowance;
 use super::digest::sha256;
 use super::unpack::Unpacker;
 use super::{Image, OciError, Store};
@@ -45,7 +49,11 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     to.finish().unwrap()
 }
 
-/// Writes a layout of these layers, every second one compressed.
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+/// Writes a layout of these layers, compressed by gzip, by zstd, and not, in turn.
 fn layout(directory: &Path, layers: &[Vec<u8>]) {
     let blobs = directory.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
@@ -66,7 +74,11 @@ fn layout(directory: &Path, layers: &[Vec<u8>]) {
     let kind = "application/vnd.oci.image.layer.v1.tar+gzip";
     let layers: Vec<_> = (0..)
         .zip(layers)
-        .map(|(n, one)| put(&if n % 2 == 0 { gzip(one) } else { one.clone() }, kind))
+        .map(|(n, one)| match n % 3 {
+            0 => put(&gzip(one), kind),
+            1 => put(&zstd(one), kind),
+            _ => put(one, kind),
+        })
         .collect();
     let config = put(
         config.to_string().as_bytes(),
@@ -83,7 +95,7 @@ fn layout(directory: &Path, layers: &[Vec<u8>]) {
 
 fn applied(layers: &[Vec<u8>]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
-    let unpacker = Unpacker::new(directory.path()).unwrap();
+    let unpacker = Unpacker::new(directory.path(), Allowance::default()).unwrap();
     for layer in layers {
         unpacker.apply(layer.as_slice()).unwrap();
     }
@@ -96,6 +108,14 @@ fn is_root() -> bool {
         eprintln!("skipped: only root may give files to other users");
     }
     root
+}
+
+fn can_make_disks() -> bool {
+    let there = std::process::Command::new("mkfs.erofs").arg("-V").output();
+    if there.is_err() {
+        eprintln!("skipped: there is no mkfs.erofs");
+    }
+    there.is_ok()
 }
 
 const FILE: EntryType = EntryType::Regular;
@@ -160,7 +180,7 @@ fn nothing_leads_out_of_the_root() {
     }
     let outside = tempfile::tempdir().unwrap();
     let root = tempfile::tempdir().unwrap();
-    let unpacker = Unpacker::new(root.path()).unwrap();
+    let unpacker = Unpacker::new(root.path(), Allowance::default()).unwrap();
     let target = outside.path().to_str().unwrap();
     // Through an absolute link, as the container would see it.
     fs::create_dir_all(root.path().join(target.trim_start_matches('/'))).unwrap();
@@ -224,12 +244,7 @@ fn an_image_is_made_once_and_can_be_removed() {
     if !is_root() {
         return;
     }
-    if std::process::Command::new("mkfs.erofs")
-        .arg("-V")
-        .output()
-        .is_err()
-    {
-        eprintln!("skipped: there is no mkfs.erofs");
+    if !can_make_disks() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();

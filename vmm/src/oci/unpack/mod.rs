@@ -22,6 +22,7 @@ use pathrs::Root;
 use pathrs::flags::OpenFlags;
 use tar::EntryType;
 
+use super::allowance::Allowance;
 use attributes::Attributes;
 use create::create;
 use tree::{kind_of, names, remove};
@@ -45,16 +46,17 @@ pub struct Failure {
 /// A root file system on its way.
 pub struct Unpacker {
     root: Root,
+    allowance: Allowance,
 }
 
 impl Unpacker {
-    /// Unpacks into the directory at `path`.
+    /// Unpacks all layers of an image into the directory at `path`, as far as `allowance` goes.
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub fn new(path: &Path) -> io::Result<Self> {
+    pub fn new(path: &Path, allowance: Allowance) -> io::Result<Self> {
         let root = Root::open(path).map_err(system)?;
-        Ok(Self { root })
+        Ok(Self { root, allowance })
     }
 
     /// Applies the next layer, a tar archive.
@@ -143,6 +145,7 @@ impl Unpacker {
         if matches!(kind, EntryType::XGlobalHeader) {
             return Ok(());
         }
+        self.allowance.take(entry.size())?;
         let path = plain(name)?;
         let Some(last) = path.file_name() else {
             // The root directory itself.
@@ -313,7 +316,8 @@ fn plain(name: &Path) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-fn refused(why: &str) -> io::Error {
+/// Nothing is wrong with this machine: the entry is not taken.
+pub(super) fn refused(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, why)
 }
 
