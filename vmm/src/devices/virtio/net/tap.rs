@@ -169,7 +169,7 @@ impl Tap {
         let uso = set_offloads(first, all).is_ok();
         set_offloads(first, 0).map_err(system("set the offloads of"))?;
         Ok(Tap {
-            mtu: mtu(&name),
+            mtu: mtu(&name, first),
             uso,
             attached: queues.iter().map(|_| AtomicBool::new(true)).collect(),
             queues,
@@ -357,14 +357,27 @@ fn set_nonblocking(queue: &File) -> io::Result<()> {
     checked(unsafe { libc::ioctl(queue.as_raw_fd(), libc::FIONBIO, &raw const on) })
 }
 
-/// The MTU of the interface `name`, where it can be asked.
-fn mtu(name: &str) -> Option<u16> {
+/// The MTU of the tap called `name` that has the queue `queue`, where it can be asked.
+fn mtu(name: &str, queue: &File) -> Option<u16> {
     // Any socket will do.
     let socket = UnixDatagram::unbound().ok()?;
+    // A tap may be in another network namespace, and an interface in this one may have its name. A queue tells of its own tap.
+    let here = hardware_address(&socket, name).ok()?;
+    if hardware_address(queue, name).ok()? != here {
+        return None;
+    }
     let mut request = request(name);
     // SAFETY: SIOCGIFMTU reads and writes one ifreq, which lives through the call.
     checked(unsafe { ioctl_with_mut_ref(&socket, libc::SIOCGIFMTU as _, &mut request) }).ok()?;
     // SAFETY: SIOCGIFMTU has set the MTU.
     let mtu = unsafe { request.ifr_ifru.ifru_mtu };
     u16::try_from(mtu).ok().filter(|mtu| *mtu >= MTU_MIN)
+}
+
+fn hardware_address(asked: &impl AsRawFd, name: &str) -> io::Result<[libc::c_char; 14]> {
+    let mut request = request(name);
+    // SAFETY: SIOCGIFHWADDR reads and writes one ifreq, which lives through the call.
+    checked(unsafe { ioctl_with_mut_ref(asked, libc::SIOCGIFHWADDR as _, &mut request) })?;
+    // SAFETY: SIOCGIFHWADDR has set the address.
+    Ok(unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data)
 }

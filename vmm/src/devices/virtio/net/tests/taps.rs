@@ -111,6 +111,24 @@ fn a_tap_is_handed_over_by_its_descriptors() {
     }
 }
 
+#[test]
+fn the_mtu_is_that_of_the_tap_and_of_no_other_of_its_name() {
+    if !alone() {
+        return;
+    }
+    ip("tuntap add dev twin mode tap");
+    ip("link set twin mtu 9000");
+    let twin = Tap::open(&named("twin", 1)).unwrap();
+    let given = Source::Given(vec![twin.queues()[0].as_raw_fd()]);
+    let mtu = || Tap::open(&given).unwrap().mtu();
+    assert_eq!(mtu(), Some(9000));
+    // Somewhere else there is another.
+    assert!(alone());
+    assert_eq!(mtu(), None);
+    ip("tuntap add dev twin mode tap");
+    assert_eq!(mtu(), None);
+}
+
 /// Without vhost-net, and with it where it is there.
 fn ways() -> Vec<Vhost> {
     match vhost::probe() {
