@@ -21,7 +21,7 @@ use crate::bundle::{self, Role};
 use crate::cli::Cli;
 use crate::config::Config;
 use crate::logging;
-use crate::process::spawn::pass_only;
+use crate::process::spawn::Inherited;
 use crate::sandbox::StateDir;
 
 /// Runs the command in the bundle's directory.
@@ -97,10 +97,10 @@ fn serve(cli: &Cli, sandbox: &str, listener: UnixListener) -> io::Result<()> {
             Some(fifo) => Stdio::from(fifo),
             None => Stdio::null(),
         });
-    let listener = OwnedFd::from(listener);
+    let mut inherited = Inherited::new(vec![OwnedFd::from(listener)]);
     let hook = move || {
         nix::unistd::setsid()?;
-        pass_only(Some(&listener))
+        inherited.pass_only()
     };
     // SAFETY: between fork and exec the hook makes system calls only: it neither allocates nor takes a lock.
     unsafe { command.pre_exec(hook) };

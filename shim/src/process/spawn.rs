@@ -7,7 +7,7 @@
 //! A child is reaped by its own id alone. Waiting for "any child" would take another's exit from whoever waits for it.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc;
@@ -52,14 +52,14 @@ impl Spawner {
     }
 
     /// Starts `command`. Of this process's descriptors the child has standard input, output and error as `command` says,
-    /// and `inherited` as descriptor 3.
+    /// and `inherited` as descriptors 3, 4 and so on.
     ///
     /// # Errors
     /// When the program cannot be started.
     pub async fn spawn(
         &self,
         mut command: Command,
-        inherited: Option<OwnedFd>,
+        inherited: Vec<OwnedFd>,
     ) -> io::Result<Running> {
         prepare(&mut command, inherited);
         let (answer, spawned) = oneshot::channel();
@@ -70,12 +70,13 @@ impl Spawner {
     }
 }
 
-/// The descriptor at which a child finds what it inherits.
+/// The descriptor at which a child finds the first of what it inherits.
 pub const INHERITED_FD: i32 = 3;
 
 /// Makes the child die with this thread and inherit nothing else.
-fn prepare(command: &mut Command, inherited: Option<OwnedFd>) {
+fn prepare(command: &mut Command, inherited: Vec<OwnedFd>) {
     let parent = std::process::id();
+    let mut inherited = Inherited::new(inherited);
     let hook = move || {
         // SAFETY: prctl with integer arguments; it is async-signal-safe.
         if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
@@ -85,42 +86,67 @@ fn prepare(command: &mut Command, inherited: Option<OwnedFd>) {
         if u32::try_from(unsafe { libc::getppid() }) != Ok(parent) {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
-        pass_only(inherited.as_ref())
+        inherited.pass_only()
     };
     // SAFETY: between fork and exec the hook makes system calls only: it neither allocates nor takes a lock.
     unsafe { command.pre_exec(hook) };
 }
 
-/// Between fork and exec: moves `inherited` to descriptor 3 and marks all others to be closed.
-///
-/// # Errors
-/// What dup2 or fcntl say.
-pub fn pass_only(inherited: Option<&OwnedFd>) -> io::Result<()> {
-    // SAFETY: descriptors above 2 are only marked to be closed on exec, which is what every one of ours wants.
-    // A kernel without the call leaves the marks as they are, which Rust's library sets on all that it opens.
-    unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            3,
-            u32::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        );
+/// Descriptors that a child is given.
+#[derive(Debug)]
+pub struct Inherited {
+    /// They stay open until the child has its own.
+    files: Vec<OwnedFd>,
+    /// Where the child has them on their way. It is here since nothing may be allocated between fork and exec.
+    places: Vec<RawFd>,
+}
+
+impl Inherited {
+    /// Those that the child finds as descriptors 3, 4 and so on.
+    pub fn new(files: Vec<OwnedFd>) -> Self {
+        let places = files.iter().map(AsRawFd::as_raw_fd).collect();
+        Self { files, places }
     }
-    let Some(fd) = inherited.map(AsRawFd::as_raw_fd) else {
-        return Ok(());
-    };
-    let done = if fd == INHERITED_FD {
-        // SAFETY: the descriptor is open: `inherited` owns it.
-        unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }
-    } else {
-        // SAFETY: as above; the copy is not marked close-on-exec.
-        unsafe { libc::dup2(fd, INHERITED_FD) }
-    };
-    if done < 0 {
-        Err(io::Error::last_os_error())
-    } else {
+
+    /// Between fork and exec: moves them to where the child finds them, and marks all others to be closed.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn pass_only(&mut self) -> io::Result<()> {
+        // SAFETY: descriptors above 2 are only marked to be closed on exec, which is what every one of ours wants.
+        // A kernel without the call leaves the marks as they are, which Rust's library sets on all that it opens.
+        unsafe {
+            libc::syscall(
+                libc::SYS_close_range,
+                3,
+                u32::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            );
+        }
+        let count = i32::try_from(self.files.len()).map_err(|_| too_many())?;
+        let end = INHERITED_FD.checked_add(count).ok_or_else(too_many)?;
+        // One that stands where another is to be would be lost: first all go beyond.
+        for place in &mut self.places {
+            // SAFETY: the descriptor is open: `files` owns it. The copy is closed on exec.
+            *place = checked(unsafe { libc::fcntl(*place, libc::F_DUPFD_CLOEXEC, end) })?;
+        }
+        for (place, target) in self.places.iter().zip(INHERITED_FD..) {
+            // SAFETY: the copy was made above. That which is made of it here is not marked close-on-exec.
+            checked(unsafe { libc::dup2(*place, target) })?;
+        }
         Ok(())
     }
+}
+
+fn too_many() -> io::Error {
+    io::Error::from_raw_os_error(libc::EMFILE)
+}
+
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result)
 }
 
 /// A child that runs, or has ended and waits to be reaped.
@@ -220,11 +246,11 @@ mod tests {
     async fn a_childs_exit_is_its_own() {
         let spawner = Spawner::new().unwrap();
         let mut first = spawner
-            .spawn(command("sh", &["-c", "exit 7"]), None)
+            .spawn(command("sh", &["-c", "exit 7"]), Vec::new())
             .await
             .unwrap();
         let mut second = spawner
-            .spawn(command("sleep", &["60"]), None)
+            .spawn(command("sleep", &["60"]), Vec::new())
             .await
             .unwrap();
         assert_eq!(first.wait().await.unwrap().code(), Some(7));
@@ -234,7 +260,7 @@ mod tests {
         assert_eq!(second.wait().await.unwrap().signal(), Some(libc::SIGKILL));
         assert!(
             spawner
-                .spawn(command("/nonexistent", &[]), None)
+                .spawn(command("/nonexistent", &[]), Vec::new())
                 .await
                 .is_err()
         );
@@ -247,7 +273,7 @@ mod tests {
         let runtime = tokio::runtime::Handle::current();
         let child = std::thread::spawn(move || {
             runtime
-                .block_on(asker.spawn(command("sleep", &["60"]), None))
+                .block_on(asker.spawn(command("sleep", &["60"]), Vec::new()))
                 .unwrap()
         });
         let child = tokio::task::spawn_blocking(move || child.join())
@@ -274,7 +300,7 @@ mod tests {
         let script = format!("cat <&3; [ -e /proc/self/fd/{leak} ] && echo leaked; true");
         let mut listing = command("sh", &["-c", &script]);
         listing.stdout(Stdio::piped());
-        let mut child = spawner.spawn(listing, Some(file.into())).await.unwrap();
+        let mut child = spawner.spawn(listing, vec![file.into()]).await.unwrap();
         let (stdout, _) = child.take_output();
         let mut output = String::new();
         tokio::net::unix::pipe::Receiver::from_owned_fd(stdout.unwrap())
@@ -283,6 +309,33 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(output, "from 3");
+        assert!(child.wait().await.unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn several_descriptors_arrive_in_their_order() {
+        let spawner = Spawner::new().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let mut files: Vec<OwnedFd> = (3..7)
+            .map(|number| {
+                let path = directory.path().join(number.to_string());
+                std::fs::write(&path, format!("{number} ")).unwrap();
+                std::fs::File::open(&path).unwrap().into()
+            })
+            .collect();
+        // Their numbers fall where they are to rise.
+        files.reverse();
+        let mut listing = command("sh", &["-c", "cat <&3; cat <&4; cat <&5; cat <&6"]);
+        listing.stdout(Stdio::piped());
+        let mut child = spawner.spawn(listing, files).await.unwrap();
+        let (stdout, _) = child.take_output();
+        let mut output = String::new();
+        tokio::net::unix::pipe::Receiver::from_owned_fd(stdout.unwrap())
+            .unwrap()
+            .read_to_string(&mut output)
+            .await
+            .unwrap();
+        assert_eq!(output, "6 5 4 3 ");
         assert!(child.wait().await.unwrap().success());
     }
 }

@@ -188,7 +188,7 @@ async fn start_virtiofsd(
         .stderr(Stdio::piped());
     let started = pod
         .spawner
-        .spawn(command, Some(OwnedFd::from(listener)))
+        .spawn(command, vec![OwnedFd::from(listener)])
         .await;
     let mut running = started.map_err(|source| BootError::Spawn {
         what: "the virtio-fs daemon",
@@ -227,7 +227,7 @@ async fn start_vmm(pod: &Pod) -> Result<(Running, Output, Output), BootError> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let started = pod.spawner.spawn(command, None).await;
+    let started = pod.spawner.spawn(command, Vec::new()).await;
     let mut running = started.map_err(|source| BootError::Spawn {
         what: "the VMM",
         path: config.vmm.clone(),
