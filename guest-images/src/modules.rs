@@ -10,11 +10,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The modules that every guest needs, by name: virtio over PCI, the devices that Orlop offers, and the file systems of containers.
-pub const GUEST: [&str; 12] = [
+pub const GUEST: [&str; 13] = [
     "virtio_pci",
     "vmw_vsock_virtio_transport",
     "virtiofs",
     "virtio_blk",
+    "virtio_net",
     "virtio_rng",
     "virtio_balloon",
     "erofs",

@@ -32,9 +32,9 @@ pub const OUTPUT: Stdio = Stdio {
 };
 
 /// The programs of busybox that the tests use.
-const APPLETS: [&str; 15] = [
+const APPLETS: [&str; 16] = [
     "sh", "cat", "echo", "sleep", "id", "ls", "stty", "wc", "head", "tr", "mount", "kill", "true",
-    "grep", "mkdir",
+    "grep", "ip", "mkdir",
 ];
 
 /// A running agent; it ends with this.
@@ -76,6 +76,11 @@ fn obstacle() -> Option<String> {
 impl Agent {
     /// Starts one; `None`, with the reason printed, where that is not possible.
     pub async fn start() -> Option<Self> {
+        Self::start_after("true").await
+    }
+
+    /// Starts one in a network of its own, which `prepare`, a line of shell, makes.
+    pub async fn start_after(prepare: &str) -> Option<Self> {
         if let Some(why) = obstacle() {
             skipped(&why);
             return None;
@@ -89,9 +94,12 @@ impl Agent {
                 "--kill-child",
                 "--mount-proc",
                 "--cgroup",
+                "--net",
             ])
             .args(["sh", "-c"])
-            .arg(format!("{MOUNT_CGROUP} && exec \"$0\" serve \"$1\""))
+            .arg(format!(
+                "{MOUNT_CGROUP} && {prepare} && exec \"$0\" serve \"$1\""
+            ))
             .arg(env!("CARGO_BIN_EXE_orlop-agent"))
             .arg(directory.path())
             .stdin(ChildStdio::null())

@@ -8,5 +8,6 @@
 
 mod harness;
 mod lifecycle;
+mod network;
 mod seccomp;
 mod streams;

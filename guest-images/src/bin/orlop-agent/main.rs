@@ -8,8 +8,8 @@
 //! - `orlop-agent serve DIRECTORY` serves the same on unix sockets, outside of a guest, for tests.
 //!
 //! The rooms: [`service`] is the gRPC skin over [`container`], which knows the containers and their processes; [`stdio`] moves
-//! their input and output; [`reaper`] knows who has exited; [`cgroup`] reads and writes a container's control group; [`seccomp`]
-//! makes filters of system calls.
+//! their input and output; [`reaper`] knows who has exited; [`cgroup`] reads and writes a container's control group; [`network`]
+//! sets the guest's interfaces up; [`seccomp`] makes filters of system calls.
 
 mod cgroup;
 mod console;
@@ -18,6 +18,7 @@ mod error;
 mod ids;
 mod init;
 mod listen;
+mod network;
 mod reaper;
 mod runtime;
 mod seccomp;

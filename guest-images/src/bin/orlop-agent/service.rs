@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use orlop_proto::agent::v1::agent_server::Agent;
 use orlop_proto::agent::v1::{
-    CreateRequest, CreateResponse, DeleteRequest, DeleteResponse, ExecRequest, ExecResponse,
-    InfoRequest, InfoResponse, PauseRequest, PauseResponse, Phase, PidsRequest, PidsResponse,
-    ResizeRequest, ResizeResponse, ResumeRequest, ResumeResponse, ShutdownRequest,
-    ShutdownResponse, SignalRequest, SignalResponse, StartRequest, StartResponse, StateRequest,
-    StateResponse, StatsRequest, StatsResponse, WaitOomRequest, WaitOomResponse, WaitRequest,
-    WaitResponse,
+    ConfigureNetworkRequest, ConfigureNetworkResponse, CreateRequest, CreateResponse,
+    DeleteRequest, DeleteResponse, ExecRequest, ExecResponse, InfoRequest, InfoResponse,
+    PauseRequest, PauseResponse, Phase, PidsRequest, PidsResponse, ResizeRequest, ResizeResponse,
+    ResumeRequest, ResumeResponse, ShutdownRequest, ShutdownResponse, SignalRequest,
+    SignalResponse, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
+    StatsResponse, WaitOomRequest, WaitOomResponse, WaitRequest, WaitResponse,
 };
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status};
 use crate::container::{Containers, Creation, Root};
 use crate::error::Result;
 use crate::ids::{Id, ProcessId};
+use crate::network;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
@@ -61,6 +62,15 @@ impl Agent for AgentService {
             kernel_release,
             phases: self.phases.clone(),
         }))
+    }
+
+    async fn configure_network(
+        &self,
+        request: Request<ConfigureNetworkRequest>,
+    ) -> Answer<ConfigureNetworkResponse> {
+        // The kernel answers each step at once.
+        network::configure(&request.into_inner().interfaces)?;
+        Ok(Response::new(ConfigureNetworkResponse {}))
     }
 
     async fn create(&self, request: Request<CreateRequest>) -> Answer<CreateResponse> {

@@ -28,6 +28,7 @@ enum When {
     LaterFor(u32),
 }
 
+const NETWORK: u32 = 1;
 const BLOCK: u32 = 2;
 const ENTROPY: u32 = 4;
 const BALLOON: u32 = 5;
@@ -36,6 +37,7 @@ const FILE_SYSTEM: u32 = 26;
 fn when(module: &str) -> When {
     match module {
         "fuse" | "virtiofs" => When::NowFor(FILE_SYSTEM),
+        "virtio_net" | "net_failover" | "failover" => When::NowFor(NETWORK),
         "virtio_blk" | "erofs" | "libcrc32c" => When::NowFor(BLOCK),
         "virtio_rng" => When::LaterFor(ENTROPY),
         "virtio_balloon" => When::LaterFor(BALLOON),
@@ -168,6 +170,10 @@ mod tests {
             when(module_name(Path::new("/modules/08-fuse.ko"))),
             When::NowFor(26)
         );
+        // Debian's virtio_net needs the other two.
+        for name in ["failover", "net_failover", "virtio_net"] {
+            assert_eq!(when(name), When::NowFor(1));
+        }
         assert_eq!(
             when(module_name(Path::new("/modules/12-overlay.ko"))),
             When::NowForElseLater(2)
