@@ -16,6 +16,7 @@ use crate::bundle;
 use crate::cli::Cli;
 use crate::config::Config;
 use crate::mounts::table;
+use crate::network;
 use crate::sandbox::{Share, StateDir};
 use crate::task::process::KILLED;
 
@@ -39,6 +40,9 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         directory.kill_processes(true, Instant::now() + KILL_TIMEOUT);
         let socket = ShimSocket::of(&cli.address, &cli.namespace, sandbox);
         let _ = std::fs::remove_file(socket.path());
+        if let Some(joined) = directory.load().ok().and_then(|state| state.network) {
+            network::part(&joined);
+        }
         directory.remove()
     } else {
         Share::of(&directory).remove(&cli.id)

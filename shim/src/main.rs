@@ -8,7 +8,8 @@
 //!
 //! The rooms: [`task`] answers containerd's calls and holds the containers and their processes; [`sandbox`] is the
 //! pod's VM and what it takes on this machine; [`spec`] turns a host's OCI spec into a guest's; [`io`] moves
-//! standard input and output; [`mounts`] and [`process`] are the system calls underneath.
+//! standard input and output; [`network`] joins the pod's network to the VM's cards; [`mounts`] and [`process`] are the
+//! system calls underneath.
 
 mod address;
 mod bundle;
@@ -20,6 +21,7 @@ mod events;
 mod io;
 mod logging;
 mod mounts;
+mod network;
 mod process;
 mod sandbox;
 mod serve;

@@ -12,6 +12,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use orlop_proto::agent::v1::agent_client::AgentClient;
+use orlop_proto::agent::v1::{ConfigureNetworkRequest, Interface};
 use orlop_proto::agent::{CONTROL_PORT, SHARE_TAG};
 use orlop_proto::connect;
 
@@ -20,6 +21,7 @@ use super::output::Output;
 use super::state::sockets;
 use super::vm::{Programs, Vm};
 use crate::logging::phase;
+use crate::network::{Card, NetworkError};
 use crate::process::spawn::{INHERITED_FD, Running};
 
 /// What every guest's kernel is told; DESIGN of the boot: nothing is probed that a VM does not have.
@@ -28,6 +30,8 @@ const CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i804
 
 /// How long an agent that has said that it is ready may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the agent may take to set the guest's interfaces up.
+const NETWORK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a VM did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +60,12 @@ pub enum BootError {
     /// The agent cannot be reached.
     #[error("the guest's agent does not answer: {0}")]
     Agent(String),
+    /// The pod's network cannot be joined to the VM.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The guest cannot have the pod's network.
+    #[error("the guest cannot set its network up: {0}")]
+    GuestNetwork(String),
     /// A socket or file of the pod cannot be made.
     #[error("cannot prepare {}: {source}", path.display())]
     File {
@@ -71,15 +81,35 @@ pub enum BootError {
 /// # Errors
 /// When it does not come up; then nothing of it is left running.
 pub(super) async fn boot(pod: &Pod) -> Result<Vm, BootError> {
+    let booted = boot_in_network(pod).await;
+    if booted.is_err() {
+        pod.leave_network().await;
+    }
+    booted
+}
+
+async fn boot_in_network(pod: &Pod) -> Result<Vm, BootError> {
+    let cards = pod.join_network().await?;
+    if !cards.is_empty() {
+        phase("network-joined", &pod.id);
+    }
+    let interfaces: Vec<_> = cards.iter().map(|card| card.interface.clone()).collect();
+
     let vsock = PathBuf::from(sockets::VSOCK);
     let ready_path = PathBuf::from(format!("{}_{CONTROL_PORT}", sockets::VSOCK));
     let ready = listen(&ready_path)?;
 
-    let booted = try_boot(pod, ready).await;
+    let booted = try_boot(pod, cards, ready).await;
     // One connection is all that is listened for: later ones of the guest find nobody.
     let _ = std::fs::remove_file(&ready_path);
     let mut programs = booted?;
-    match connect_agent(&vsock).await {
+    let agent = match connect_agent(&vsock).await {
+        Ok(mut agent) => configure_network(&mut agent, interfaces)
+            .await
+            .map(|()| agent),
+        Err(error) => Err(error),
+    };
+    match agent {
         Ok(agent) => Ok(Vm::new(programs, agent, vsock)),
         Err(error) => {
             programs.kill().await;
@@ -88,12 +118,12 @@ pub(super) async fn boot(pod: &Pod) -> Result<Vm, BootError> {
     }
 }
 
-async fn try_boot(pod: &Pod, ready: UnixListener) -> Result<Programs, BootError> {
+async fn try_boot(pod: &Pod, cards: Vec<Card>, ready: UnixListener) -> Result<Programs, BootError> {
     let (virtiofsd, fs_output) = start_virtiofsd(pod, listen(Path::new(sockets::FS))?).await?;
     save(pod, None, &virtiofsd)?;
     phase("virtiofsd-started", &pod.id);
 
-    let (vmm, vmm_output, console) = start_vmm(pod).await?;
+    let (vmm, vmm_output, console) = start_vmm(pod, cards).await?;
     save(pod, Some(&vmm), &virtiofsd)?;
     phase("vmm-started", &pod.id);
 
@@ -201,7 +231,7 @@ async fn start_virtiofsd(
     Ok((running, output))
 }
 
-async fn start_vmm(pod: &Pod) -> Result<(Running, Output, Output), BootError> {
+async fn start_vmm(pod: &Pod, cards: Vec<Card>) -> Result<(Running, Output, Output), BootError> {
     let config = &pod.config;
     let mut cmdline = CMDLINE.to_owned();
     if !config.cmdline_extra.is_empty() {
@@ -227,7 +257,13 @@ async fn start_vmm(pod: &Pod) -> Result<(Running, Output, Output), BootError> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let started = pod.spawner.spawn(command, Vec::new()).await;
+    let mut taps = Vec::new();
+    for card in cards {
+        let first = INHERITED_FD as usize + taps.len();
+        command.args(["--net", &net_argument(first, &card)]);
+        taps.extend(card.queues);
+    }
+    let started = pod.spawner.spawn(command, taps).await;
     let mut running = started.map_err(|source| BootError::Spawn {
         what: "the VMM",
         path: config.vmm.clone(),
@@ -238,6 +274,13 @@ async fn start_vmm(pod: &Pod) -> Result<(Running, Output, Output), BootError> {
     let output = copy(stderr, pod.directory.file("vmm.log"))?;
     let console = copy(stdout, pod.directory.file("console.log"))?;
     Ok((running, output, console))
+}
+
+/// A card as `orlop run --net` takes it, whose descriptors the VMM finds from `first` on.
+fn net_argument(first: usize, card: &Card) -> String {
+    let fds = (first..).take(card.queues.len());
+    let fds: Vec<_> = fds.map(|fd| fd.to_string()).collect();
+    format!("fd={},mac={}", fds.join(":"), card.mac)
 }
 
 fn copy(pipe: Option<OwnedFd>, path: PathBuf) -> Result<Output, BootError> {
@@ -253,6 +296,25 @@ async fn connect_agent(vsock: &Path) -> Result<AgentClient<tonic::transport::Cha
         Ok(Err(error)) => Err(BootError::Agent(crate::codes::one_line(&chain(&error)))),
         Err(_) => Err(BootError::Agent(format!(
             "no connection within {CONNECT_TIMEOUT:?}"
+        ))),
+    }
+}
+
+async fn configure_network(
+    agent: &mut AgentClient<tonic::transport::Channel>,
+    interfaces: Vec<Interface>,
+) -> Result<(), BootError> {
+    if interfaces.is_empty() {
+        return Ok(());
+    }
+    let call = agent.configure_network(ConfigureNetworkRequest { interfaces });
+    match tokio::time::timeout(NETWORK_TIMEOUT, call).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(status)) => Err(BootError::GuestNetwork(crate::codes::one_line(
+            status.message(),
+        ))),
+        Err(_) => Err(BootError::GuestNetwork(format!(
+            "no answer within {NETWORK_TIMEOUT:?}"
         ))),
     }
 }

@@ -12,18 +12,20 @@
 //! ```
 
 mod boot;
+mod network;
 mod output;
 pub mod share;
 pub mod state;
 mod vm;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::address::ShimSocket;
 use crate::config::Config;
+use crate::network::Joined;
 use crate::process::identity::ProcessIdentity;
 use crate::process::spawn::Spawner;
-use crate::spec::PodSpec;
+use crate::spec::{Network, PodSpec};
 
 pub use boot::BootError;
 pub use share::{Share, ShareError};
@@ -41,6 +43,8 @@ pub struct Pod {
     socket: ShimSocket,
     slot: tokio::sync::Mutex<Slot>,
     spec: Mutex<PodSpec>,
+    network: Mutex<Network>,
+    joined: Mutex<Option<Joined>>,
 }
 
 enum Slot {
@@ -92,6 +96,8 @@ impl Pod {
             socket,
             slot: tokio::sync::Mutex::new(Slot::Empty),
             spec: Mutex::default(),
+            network: Mutex::default(),
+            joined: Mutex::default(),
         }
     }
 
@@ -102,6 +108,7 @@ impl Pod {
             socket: self.socket.path().into(),
             vmm,
             virtiofsd,
+            network: lock(&self.joined).clone(),
         }
     }
 
@@ -116,15 +123,17 @@ impl Pod {
 
     /// What the pod's containers share.
     pub fn spec(&self) -> PodSpec {
-        self.spec
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.spec).clone()
     }
 
     /// Sets what the pod's containers share.
     pub fn set_spec(&self, spec: PodSpec) {
-        *self.spec.lock().unwrap_or_else(PoisonError::into_inner) = spec;
+        *lock(&self.spec) = spec;
+    }
+
+    /// Sets the network that the pod's VM is to have when it boots.
+    pub fn set_network(&self, network: Network) {
+        *lock(&self.network) = network;
     }
 
     /// The directory that the guest sees.
@@ -171,6 +180,7 @@ impl Pod {
         }
         if let Slot::Running(vm) = &*slot {
             vm.shut_down().await;
+            self.leave_network().await;
             *slot = Slot::Empty;
         }
     }
@@ -183,6 +193,7 @@ impl Pod {
             crate::logging::phase("vm-stopped", &self.id);
         }
         if !matches!(*slot, Slot::Closed) {
+            self.leave_network().await;
             let directory = self.directory.clone();
             let removed = tokio::task::spawn_blocking(move || directory.remove()).await;
             if let Ok(Err(error)) = removed {
@@ -191,4 +202,8 @@ impl Pod {
         }
         *slot = Slot::Closed;
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

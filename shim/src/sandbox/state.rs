@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <state>/<namespace>/<sandbox id>/   0700
-//!   state.json          the processes of the pod, by id and start time, and the shim's socket
+//!   state.json          the processes of the pod, by id and start time, the shim's socket, what was made in the pod's network
 //!   shim.log vmm.log console.log
 //!   vmm.sock vsock.sock vsock.sock_1024 fs.sock      the shim's working directory is this one, see `sockets`
 //!   share/              the guest's files: <container id>/{rootfs, mounts/<n>}; nothing is mounted here
@@ -18,6 +18,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::mounts::table;
+use crate::network::Joined;
 use crate::process::identity::ProcessIdentity;
 
 /// The sockets of a pod, relative to its directory.
@@ -48,6 +49,8 @@ pub struct PodState {
     pub vmm: Option<ProcessIdentity>,
     /// The virtio-fs daemon, while there is one.
     pub virtiofsd: Option<ProcessIdentity>,
+    /// What was made in the pod's network namespace, while it is there.
+    pub network: Option<Joined>,
 }
 
 impl StateDir {
@@ -198,6 +201,10 @@ mod tests {
         let state = PodState {
             shim: ProcessIdentity::of(std::process::id()),
             socket: "/run/containerd/s/x".into(),
+            network: Some(Joined {
+                namespace: "/run/netns/x".into(),
+                interfaces: vec!["eth0".into()],
+            }),
             ..PodState::default()
         };
         directory.save(&state).unwrap();
@@ -243,6 +250,7 @@ mod tests {
                     pid: std::process::id(),
                     start: 1,
                 }),
+                network: None,
             })
             .unwrap();
         directory.kill_processes(true, Instant::now() + std::time::Duration::from_secs(10));

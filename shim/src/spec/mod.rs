@@ -7,12 +7,16 @@
 
 mod linux;
 mod mounts;
+mod network;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Hooks, Process, Spec};
 use orlop_proto::agent::SHARE_MOUNT;
+
+use crate::network::HOST_NETWORK;
+pub use network::Network;
 
 /// Where the agent has the file system that stands for the pod's shared memory.
 const GUEST_SHM: &str = "/run/orlop/shm";
@@ -28,6 +32,9 @@ pub enum SpecError {
     /// It asks for a user namespace.
     #[error("the spec maps user ids: user namespaces are not supported in an Orlop guest")]
     UserNamespace,
+    /// It asks for the machine's network.
+    #[error("{HOST_NETWORK}")]
+    HostNetwork,
     /// A bind mount has no source.
     #[error("the bind mount on {} has no source", .0.display())]
     NoSource(PathBuf),

@@ -23,8 +23,9 @@ use crate::events::Event;
 use crate::io::{StdioPaths, Streams};
 use crate::logging::phase;
 use crate::mounts::MountRequest;
+use crate::network::Namespace;
 use crate::sandbox::{PodError, Share, ShareError, Vm};
-use crate::spec::{self, GuestSpec, PodSpec};
+use crate::spec::{self, GuestSpec, Network, PodSpec};
 
 /// How long each step of taking a container out of the guest may take.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,6 +60,10 @@ impl Tasks {
         let taken = || Failure::already_exists(format!("container {id} exists"));
         let in_vm = role != Role::Sandbox;
         let reservation = self.registry.reserve(id, in_vm).ok_or_else(taken)?;
+        if !matches!(role, Role::Workload { .. }) {
+            // A workload's spec names the sandbox's namespace by way of a process, which is none of the guest's.
+            self.set_network(&spec)?;
+        }
         let container = if in_vm {
             self.create_in_vm(&request, &bundle, &spec).await?
         } else {
@@ -74,6 +79,16 @@ impl Tasks {
             pid: container.pid(),
             ..Default::default()
         })
+    }
+
+    /// Notes which network the pod is to have, if it can have it.
+    fn set_network(&self, spec: &Spec) -> Outcome<()> {
+        let network = Network::of(spec).map_err(|error| Failure::invalid(error.to_string()))?;
+        if let Network::Namespace(path) = &network {
+            Namespace::open(path).map_err(|error| Failure::invalid(error.to_string()))?;
+        }
+        self.pod.set_network(network);
+        Ok(())
     }
 
     async fn create_in_vm(

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{BRIDGE, HANDLER, Node, RUNTIME};
+use super::{BRIDGE, HANDLER, MTU, Node, RUNTIME};
 use crate::image;
 
 /// The configuration of Orlop's shims.
@@ -91,7 +91,8 @@ disabled_plugins = [
     )
 }
 
-/// A bridge for the pods. Nothing outside needs to be reached, so there is no address translation.
+/// A bridge for the pods, with both protocols and an MTU that is not the usual one. Nothing outside needs to be reached, so there is no
+/// address translation.
 fn network(node: &Node) -> String {
     serde_json::json!({
         "cniVersion": "0.4.0",
@@ -100,10 +101,12 @@ fn network(node: &Node) -> String {
             "type": "bridge",
             "bridge": BRIDGE,
             "isGateway": true,
+            "mtu": MTU,
             "ipam": {
                 "type": "host-local",
                 "dataDir": node.directory().join("ipam"),
-                "ranges": [[{ "subnet": "10.88.0.0/16" }]],
+                "ranges": [[{ "subnet": "10.88.0.0/16" }], [{ "subnet": "fd00:88::/64" }]],
+                "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
             },
         }],
     })

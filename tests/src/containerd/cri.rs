@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -116,9 +117,22 @@ impl Cri {
     /// # Errors
     /// What containerd says.
     pub fn run_pod_with(&self, name: &str, handler: &str) -> Result<Pod, Status> {
+        self.run_pod_changed(name, handler, |_| {})
+    }
+
+    /// Starts a pod with the runtime behind `handler`, after `change` of what the kubelet would ask for.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn run_pod_changed(
+        &self,
+        name: &str,
+        handler: &str,
+        change: impl FnOnce(&mut v1::PodSandboxConfig),
+    ) -> Result<Pod, Status> {
         let number = PODS.fetch_add(1, Ordering::Relaxed);
         let uid = format!("{}-{}-{number}", name, std::process::id());
-        let config = v1::PodSandboxConfig {
+        let mut config = v1::PodSandboxConfig {
             metadata: Some(v1::PodSandboxMetadata {
                 name: name.to_owned(),
                 uid: uid.clone(),
@@ -131,8 +145,11 @@ impl Cri {
             annotations: HashMap::new(),
             linux: Some(v1::LinuxPodSandboxConfig {
                 cgroup_parent: format!("/pod-{uid}"),
+                security_context: None,
             }),
+            dns_config: None,
         };
+        change(&mut config);
         make_cgroup(&config).map_err(|error| Status::internal(error.to_string()))?;
         let mut client = self.client.clone();
         let answer = self.call(client.run_pod_sandbox(v1::RunPodSandboxRequest {
@@ -311,13 +328,51 @@ impl Cri {
     /// # Errors
     /// What containerd says.
     pub fn is_pod_ready(&self, pod: &Pod) -> Result<bool, Status> {
+        let state = self.pod_status(pod)?.state();
+        Ok(state == v1::PodSandboxState::SandboxReady)
+    }
+
+    /// A pod's addresses, as the kubelet would report them.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn addresses(&self, pod: &Pod) -> Result<Vec<IpAddr>, Status> {
+        let network = self.pod_status(pod)?.network.unwrap_or_default();
+        let others = network.additional_ips.into_iter().map(|other| other.ip);
+        std::iter::once(network.ip)
+            .chain(others)
+            .map(|ip| ip.parse().map_err(|_| Status::internal(ip)))
+            .collect()
+    }
+
+    fn pod_status(&self, pod: &Pod) -> Result<v1::PodSandboxStatus, Status> {
         let mut client = self.client.clone();
         let answer = self.call(client.pod_sandbox_status(v1::PodSandboxStatusRequest {
             pod_sandbox_id: pod.id.clone(),
             verbose: false,
         }))?;
-        let state = answer.status.map(|status| status.state());
-        Ok(state == Some(v1::PodSandboxState::SandboxReady))
+        answer
+            .status
+            .ok_or_else(|| Status::internal("an answer without a status"))
+    }
+
+    /// The network namespace that containerd has made for a pod.
+    ///
+    /// # Errors
+    /// When the spec of its sandbox does not say.
+    pub fn network_namespace(&self, pod: &Pod) -> Result<PathBuf> {
+        let bundles = "state/io.containerd.runtime.v2.task/k8s.io";
+        let bundle = self.node.directory().join(bundles).join(&pod.id);
+        let spec = fs::read(bundle.join("config.json"))?;
+        let spec: serde_json::Value = serde_json::from_slice(&spec)?;
+        let namespaces = spec["linux"]["namespaces"].as_array();
+        let network = namespaces
+            .into_iter()
+            .flatten()
+            .find(|namespace| namespace["type"] == "network");
+        let path = network.and_then(|network| network["path"].as_str());
+        path.map(PathBuf::from)
+            .context("the pod has no network namespace")
     }
 
     /// Stops a pod and removes it with its containers.

@@ -32,6 +32,8 @@ pub const HANDLER: &str = "orlop";
 
 /// The bridge that pods are connected to.
 const BRIDGE: &str = "orlop-cni0";
+/// The MTU of the pods' network, in bytes.
+pub const MTU: u32 = 1400;
 
 /// What is below a node's directory. Those inside `root` and `state` containerd makes with its first container, and keeps:
 /// made here, they are not taken for something that this container left.

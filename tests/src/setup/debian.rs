@@ -46,7 +46,11 @@ pub const REFERENCES: &[Package] = &[
 ];
 
 /// What stories send and receive by, here and in their guests.
-pub const TRAFFIC: &[Package] = &[("/usr/bin/iperf3", "iperf3")];
+pub const TRAFFIC: &[Package] = &[
+    ("/usr/bin/iperf3", "iperf3"),
+    ("/usr/bin/ping", "iputils-ping"),
+    ("/usr/sbin/iptables", "iptables"),
+];
 
 /// What building a kernel takes.
 pub const KERNEL_BUILD: &[Package] = &[
