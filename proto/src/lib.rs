@@ -4,7 +4,7 @@
 //! - [`agent`]: `orlop.agent.v1`, control of the inside, served by the guest's PID 1 over vsock;
 //! - [`connect`]: clients' connections to both;
 //! - [`files`]: files that are handed over on a connection;
-//! - [`streams`]: the standard streams of a process in a guest.
+//! - [`streams`]: the standard streams of a process in a guest, and connections to its ports.
 //!
 //! The `.proto` files in `proto/proto` are the documentation of each call.
 
@@ -31,10 +31,12 @@ pub mod agent {
     pub const CONTROL_PORT: u32 = 1024;
     /// The vsock port of the stdio streams.
     pub const STREAM_PORT: u32 = 1025;
+    /// The vsock port of connections to ports of the guest's loopback.
+    pub const FORWARD_PORT: u32 = 1026;
     /// The tag of the virtio-fs that holds the pod's bundles.
     pub const SHARE_TAG: &str = "orlop";
     /// Where the agent mounts it.
     pub const SHARE_MOUNT: &str = "/run/orlop/share";
-    /// The largest [`v1::StreamHello`] that the agent accepts, in bytes.
+    /// The largest [`v1::StreamHello`] or [`v1::PortHello`] that the agent accepts, in bytes.
     pub const MAX_HELLO: u32 = 4096;
 }

@@ -13,7 +13,7 @@ use common::{Stage, processes, stage};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use orlop_testbed::containerd::cri::{Container, Cri, Pod, v1};
-use orlop_testbed::containerd::{HANDLER, MTU};
+use orlop_testbed::containerd::{HANDLER, MTU, forward};
 use serde_json::{Value, json};
 
 /// Serves what it has, on all of its addresses.
@@ -94,6 +94,40 @@ fn a_pod_answers_at_its_addresses_and_reaches_its_host() {
         // In two packets it does.
         assert!(pings(address, &["-M", "dont", "-s", &more]));
     }
+    cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_port_of_a_pod_can_be_forwarded() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let pod = cri.run_pod("forward").unwrap();
+    // They listen on the guest's loopback alone, so no other way leads to them.
+    let script = "mkdir /www; seq 1 50000 >/www/numbers; \
+        busybox httpd -p 127.0.0.1:8080 -h /www; busybox httpd -p [::1]:8081 -h /www; \
+        trap 'exit 0' TERM; while :; do sleep 1; done";
+    let command = ["sh", "-c", script];
+    let main = cri
+        .run(&pod, &Container::busybox("main", &command))
+        .unwrap();
+    let listen = "for port in 8080 8081; do until busybox netstat -ltn | grep -q :$port; do sleep 1; done; done";
+    output(&cri, &main, listen);
+    let ask = |port| {
+        let address = cri.port_address(&pod, port).unwrap();
+        forward::ask(&address, b"GET /numbers HTTP/1.0\r\n\r\n", LIMIT)
+    };
+    for port in [8080, 8081] {
+        let answer = String::from_utf8(ask(port).unwrap()).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(" 200 "), "{head}");
+        assert!(body == numbers(), "{} bytes from {port}", body.len());
+    }
+    // A port where nobody listens says nothing, and harms nobody.
+    if let Ok(answer) = ask(8082) {
+        assert!(answer.is_empty(), "{answer:?}");
+    }
+    assert!(!ask(8080).unwrap().is_empty());
     cri.remove_pod(&pod).unwrap();
     stage.leaves_nothing();
 }

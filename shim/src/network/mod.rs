@@ -11,10 +11,13 @@
 //! the node does to the packets of that interface it does to the guest's ([`join`]). The VMM gets descriptors and never enters the
 //! namespace.
 //!
+//! What is dialled on the namespace's loopback reaches the guest's by another way ([`localhost`]).
+//!
 //! A tap is gone with the last of its descriptors, and all else with the namespace. [`Joined`] is what has to be known to
 //! take it away before that.
 
 mod interfaces;
+mod localhost;
 mod namespace;
 mod tap;
 
@@ -27,6 +30,7 @@ use orlop_proto::agent::v1::Interface;
 use serde::{Deserialize, Serialize};
 
 pub use interfaces::{Found, look};
+pub use localhost::Localhost;
 pub use namespace::Namespace;
 
 /// The most queues that a card may have, as `orlop run --net` takes them.
@@ -195,6 +199,20 @@ fn connect(
         let _ = netlink.remove_ingress(outer);
     }
     joined.map_err(failed)
+}
+
+/// Listens on all ports of the namespace's loopback; `None`, said in the log, where this machine does not allow it.
+///
+/// # Errors
+/// When the namespace cannot be entered.
+pub fn listen(namespace: &Namespace) -> Result<Option<Localhost>, NetworkError> {
+    namespace.run(|| {
+        let listening = localhost::listen(namespace.file());
+        if let Err(error) = &listening {
+            log::warn!("ports of the pod cannot be forwarded: {error}");
+        }
+        Ok(listening.ok())
+    })
 }
 
 /// Takes away what was made in a pod's namespace, if that is still there. May be called again.

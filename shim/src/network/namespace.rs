@@ -41,6 +41,11 @@ impl Namespace {
         })
     }
 
+    /// The descriptor of it.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Does `work` in the namespace: in a thread of its own, since a thread that has entered must not be used for anything else.
     ///
     /// # Errors

@@ -174,3 +174,50 @@ fn what_was_joined_is_parted_again_and_again() {
     assert!(!path.exists());
     part(&joined);
 }
+
+#[test]
+fn whatever_is_dialled_on_the_namespaces_loopback_is_heard() {
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+    let Some(place) = Place::new("loopback", "link set lo up") else {
+        return;
+    };
+    let namespace = place.namespace();
+    let localhost = match localhost_of(&namespace) {
+        Some(localhost) => localhost,
+        None => return,
+    };
+    let dial = |address: SocketAddr| {
+        let dialled = place
+            .namespace()
+            .run(|| Ok(TcpStream::connect(address)))
+            .unwrap();
+        dialled.map(drop)
+    };
+    let [v4, v6] = [
+        (Ipv4Addr::LOCALHOST, 8080).into(),
+        (Ipv6Addr::LOCALHOST, 1).into(),
+    ];
+    for (address, listener) in [v4, v6].into_iter().zip(&localhost.listeners) {
+        listener.set_nonblocking(false).unwrap();
+        dial(address).unwrap();
+        let (connection, _) = listener.accept().unwrap();
+        // The connection knows what was dialled.
+        assert_eq!(connection.local_addr().unwrap(), address);
+    }
+    drop(localhost);
+    for address in [v4, v6] {
+        let refused = dial(address).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    }
+}
+
+fn localhost_of(namespace: &Namespace) -> Option<Localhost> {
+    let listening = namespace.run(|| Ok(localhost::listen(namespace.file())));
+    match listening.unwrap() {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            eprintln!("skipped: this machine forbids bpf: {error}");
+            None
+        }
+        listening => Some(listening.unwrap()),
+    }
+}

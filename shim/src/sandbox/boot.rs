@@ -110,7 +110,10 @@ async fn boot_in_network(pod: &Pod) -> Result<Vm, BootError> {
         Err(error) => Err(error),
     };
     match agent {
-        Ok(agent) => Ok(Vm::new(programs, agent, vsock)),
+        Ok(agent) => {
+            pod.forward_ports(&vsock).await;
+            Ok(Vm::new(programs, agent, vsock))
+        }
         Err(error) => {
             programs.kill().await;
             Err(error)

@@ -12,6 +12,7 @@
 //! ```
 
 mod boot;
+mod forward;
 mod network;
 mod output;
 pub mod share;
@@ -28,6 +29,7 @@ use crate::process::spawn::Spawner;
 use crate::spec::{Network, PodSpec};
 
 pub use boot::BootError;
+use forward::Forwarding;
 pub use share::{Share, ShareError};
 pub use state::{PodState, StateDir};
 pub use vm::Vm;
@@ -45,6 +47,7 @@ pub struct Pod {
     spec: Mutex<PodSpec>,
     network: Mutex<Network>,
     joined: Mutex<Option<Joined>>,
+    forwarding: Mutex<Option<Forwarding>>,
 }
 
 enum Slot {
@@ -98,6 +101,7 @@ impl Pod {
             spec: Mutex::default(),
             network: Mutex::default(),
             joined: Mutex::default(),
+            forwarding: Mutex::default(),
         }
     }
 

@@ -1,9 +1,12 @@
 //! The pod's network and its VM: joined before the VM boots, parted when it has ended.
 
-use crate::network::{Card, Joined, Namespace, NetworkError, join, look, part};
+use std::path::Path;
+
+use crate::network::{Card, Joined, Namespace, NetworkError, join, listen, look, part};
 use crate::spec::Network;
 
 use super::boot::BootError;
+use super::forward::Forwarding;
 use super::{Pod, lock};
 
 impl Pod {
@@ -43,8 +46,26 @@ impl Pod {
         cards.map_err(BootError::from)
     }
 
+    /// Passes connections to the loopback of the pod's namespace on to that of the guest behind `vsock`. Where that is not possible the
+    /// log says so: a pod is of use without.
+    pub(super) async fn forward_ports(&self, vsock: &Path) {
+        let Network::Namespace(path) = lock(&self.network).clone() else {
+            return;
+        };
+        let listening = blocking(move || listen(&Namespace::open(&path)?)).await;
+        match listening {
+            Ok(Some(localhost)) => match Forwarding::begin(localhost, vsock) {
+                Ok(forwarding) => *lock(&self.forwarding) = Some(forwarding),
+                Err(error) => log::warn!("ports of the pod cannot be forwarded: {error}"),
+            },
+            Ok(None) => {}
+            Err(error) => log::warn!("ports of the pod cannot be forwarded: {error}"),
+        }
+    }
+
     /// Takes away what was made in the pod's network namespace. May be called again.
     pub(super) async fn leave_network(&self) {
+        *lock(&self.forwarding) = None;
         let Some(joined) = lock(&self.joined).take() else {
             return;
         };

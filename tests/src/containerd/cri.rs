@@ -263,6 +263,19 @@ impl Cri {
         Ok(answer.url)
     }
 
+    /// The address at which a port of a pod can be had.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn port_address(&self, pod: &Pod, port: u16) -> Result<String, Status> {
+        let mut client = self.client.clone();
+        let answer = self.call(client.port_forward(v1::PortForwardRequest {
+            pod_sandbox_id: pod.id.clone(),
+            port: vec![port.into()],
+        }))?;
+        Ok(answer.url)
+    }
+
     /// Asks a container to end, and kills it after `grace` seconds.
     ///
     /// # Errors

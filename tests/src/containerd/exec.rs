@@ -37,19 +37,7 @@ pub struct Streamed {
 /// # Errors
 /// When the streaming server cannot be reached or breaks off, or the command has not ended after `limit`.
 pub fn stream(address: &str, input: &[u8], limit: Duration) -> Result<Streamed> {
-    let mut request = address
-        .replacen("http://", "ws://", 1)
-        .into_client_request()
-        .context("a strange address of a streaming server")?;
-    request.headers_mut().insert(
-        "Sec-WebSocket-Protocol",
-        HeaderValue::from_static("v4.channel.k8s.io"),
-    );
-    let authority = request.uri().authority().context("an address")?.to_string();
-    let connection = TcpStream::connect(&authority)
-        .with_context(|| format!("cannot reach the streaming server at {authority}"))?;
-    let (mut socket, _) = tungstenite::client(request, connection.try_clone()?)
-        .map_err(|error| anyhow::anyhow!("no streams from {authority}: {error}"))?;
+    let (mut socket, connection) = connect(address)?;
     connection.set_nonblocking(true)?;
 
     let end = Instant::now() + limit;
@@ -87,6 +75,24 @@ pub fn stream(address: &str, input: &[u8], limit: Duration) -> Result<Streamed> 
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Connects to the streaming server's `address`; answers the connection beneath as well.
+pub(super) fn connect(address: &str) -> Result<(WebSocket<TcpStream>, TcpStream)> {
+    let mut request = address
+        .replacen("http://", "ws://", 1)
+        .into_client_request()
+        .context("a strange address of a streaming server")?;
+    request.headers_mut().insert(
+        "Sec-WebSocket-Protocol",
+        HeaderValue::from_static("v4.channel.k8s.io"),
+    );
+    let authority = request.uri().authority().context("an address")?.to_string();
+    let connection = TcpStream::connect(&authority)
+        .with_context(|| format!("cannot reach the streaming server at {authority}"))?;
+    let (socket, _) = tungstenite::client(request, connection.try_clone()?)
+        .map_err(|error| anyhow::anyhow!("no streams from {authority}: {error}"))?;
+    Ok((socket, connection))
 }
 
 fn queue(socket: &mut WebSocket<TcpStream>, chunk: &[u8]) -> Result<()> {

@@ -7,6 +7,7 @@ mod config;
 pub mod cri;
 pub mod ctr;
 pub mod exec;
+pub mod forward;
 
 use std::env;
 use std::ffi::OsString;

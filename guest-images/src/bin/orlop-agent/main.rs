@@ -9,12 +9,13 @@
 //!
 //! The rooms: [`service`] is the gRPC skin over [`container`], which knows the containers and their processes; [`stdio`] moves
 //! their input and output; [`reaper`] knows who has exited; [`cgroup`] reads and writes a container's control group; [`network`]
-//! sets the guest's interfaces up; [`seccomp`] makes filters of system calls.
+//! sets the guest's interfaces up; [`forward`] lets the host reach the guest's loopback; [`seccomp`] makes filters of system calls.
 
 mod cgroup;
 mod console;
 mod container;
 mod error;
+mod forward;
 mod ids;
 mod init;
 mod listen;

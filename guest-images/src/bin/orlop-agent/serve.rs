@@ -1,4 +1,4 @@
-//! Puts the service together: the reaper, the containers, the two ports, and the end.
+//! Puts the service together: the reaper, the containers, the ports, and the end.
 
 use std::io;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use orlop_proto::agent::v1::Phase;
 use orlop_proto::agent::v1::agent_server::AgentServer;
-use orlop_proto::agent::{CONTROL_PORT, SHARE_MOUNT, STREAM_PORT};
+use orlop_proto::agent::{CONTROL_PORT, FORWARD_PORT, SHARE_MOUNT, STREAM_PORT};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::StreamExt as _;
@@ -18,6 +18,7 @@ use tonic::transport::Server;
 
 use crate::console;
 use crate::container::{Containers, Places};
+use crate::forward;
 use crate::init::phase;
 use crate::listen::Listener;
 use crate::reaper::Reaper;
@@ -34,6 +35,7 @@ const READY_PATIENCE: Duration = Duration::from_secs(60);
 struct Ports {
     control: Listener,
     streams: Listener,
+    forwards: Listener,
 }
 
 /// Serves in a guest, over vsock, until it is to end. `phases` is what has passed so far; `later` is run in a thread of its own
@@ -53,6 +55,7 @@ pub fn in_guest(
         let ports = Ports {
             control: listen(CONTROL_PORT)?,
             streams: listen(STREAM_PORT)?,
+            forwards: listen(FORWARD_PORT)?,
         };
         let places = Places::below(Path::new("/run/orlop"), SHARE_MOUNT.into());
         phases.push(phase("serving"));
@@ -64,7 +67,7 @@ pub fn in_guest(
     })
 }
 
-/// Serves on unix sockets in `directory`: `control.sock`, `streams.sock`, and `share` for the bundles.
+/// Serves on unix sockets in `directory`: `control.sock`, `streams.sock`, `forwards.sock`, and `share` for the bundles.
 ///
 /// # Errors
 /// When the service cannot run.
@@ -79,6 +82,7 @@ pub fn on_unix(directory: &Path) -> anyhow::Result<()> {
         let ports = Ports {
             control: listen("control.sock")?,
             streams: listen("streams.sock")?,
+            forwards: listen("forwards.sock")?,
         };
         let places = Places::below(directory, directory.join("share"));
         serve(ports, places, vec![phase("serving")]).await
@@ -105,6 +109,9 @@ async fn serve(ports: Ports, places: Places, phases: Vec<Phase>) -> anyhow::Resu
     let (streams_sender, streams) = mpsc::channel(1);
     tokio::spawn(ports.control.accept_into(control_sender));
     tokio::spawn(ports.streams.accept_into(streams_sender));
+    let (forwards_sender, forwards) = mpsc::channel(1);
+    tokio::spawn(ports.forwards.accept_into(forwards_sender));
+    tokio::spawn(forward::serve(forwards));
     tokio::spawn(hello::serve(streams, containers.clone()));
     let server = Server::builder()
         .add_service(AgentServer::new(service))

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use orlop_proto::agent::MAX_HELLO;
 use orlop_proto::agent::v1::StreamHello;
-use prost::Message as _;
+use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -23,9 +23,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections that have not said so yet; further ones wait to be accepted.
 const MAX_PENDING: usize = 64;
 
-/// The answers.
-const ACCEPTED: u8 = 0;
-const REFUSED: u8 = 1;
+/// The answer to a connection that becomes what was asked for.
+pub const ACCEPTED: u8 = 0;
+/// The answer to one that does not.
+pub const REFUSED: u8 = 1;
 
 /// Serves the stream port.
 pub async fn serve(mut connections: mpsc::Receiver<Connection>, containers: Arc<Containers>) {
@@ -48,7 +49,7 @@ pub async fn serve(mut connections: mpsc::Receiver<Connection>, containers: Arc<
 
 async fn greet(mut connection: Connection, containers: &Containers) -> io::Result<()> {
     let taken = match read_hello(&mut connection).await {
-        Ok(hello) => ProcessId::parse(&hello.container, &hello.exec)
+        Ok(hello @ StreamHello { .. }) => ProcessId::parse(&hello.container, &hello.exec)
             .and_then(|id| containers.process(&id))
             .map_err(io::Error::other)
             .and_then(|process| {
@@ -75,7 +76,12 @@ async fn greet(mut connection: Connection, containers: &Containers) -> io::Resul
 }
 
 /// Reads the message, and not a byte more.
-async fn read_hello(connection: &mut (impl AsyncRead + Unpin)) -> io::Result<StreamHello> {
+///
+/// # Errors
+/// When it is too long, or none.
+pub async fn read_hello<M: Message + Default>(
+    connection: &mut (impl AsyncRead + Unpin),
+) -> io::Result<M> {
     let length = connection.read_u32().await?;
     if length > MAX_HELLO {
         return Err(io::Error::other(format!(
@@ -84,7 +90,7 @@ async fn read_hello(connection: &mut (impl AsyncRead + Unpin)) -> io::Result<Str
     }
     let mut message = vec![0; length as usize];
     connection.read_exact(&mut message).await?;
-    StreamHello::decode(message.as_slice()).map_err(io::Error::other)
+    M::decode(message.as_slice()).map_err(io::Error::other)
 }
 
 #[cfg(test)]
@@ -109,7 +115,7 @@ mod tests {
         let mut bytes = framed(&hello);
         bytes.extend(b"input");
         let mut rest = bytes.as_slice();
-        assert_eq!(read_hello(&mut rest).await.unwrap(), hello);
+        assert_eq!(read_hello::<StreamHello>(&mut rest).await.unwrap(), hello);
         assert_eq!(rest, b"input");
     }
 
@@ -124,7 +130,8 @@ mod tests {
             &[0, 0, 0, 2, 0xff, 0xff],
         ] {
             let mut rest = bytes;
-            assert!(read_hello(&mut rest).await.is_err(), "{bytes:?}");
+            let read = read_hello::<StreamHello>(&mut rest).await;
+            assert!(read.is_err(), "{bytes:?}");
         }
     }
 }
