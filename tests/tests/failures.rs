@@ -3,10 +3,10 @@
 mod common;
 
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
-use common::{Stage, last_line, stage};
+use common::{Stage, last_line, stage, with_config};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use orlop_testbed::containerd::OrlopConfig;
@@ -164,17 +164,4 @@ fn pod_fails_with(stage: &Stage, word: &str) {
 fn assert_one_line_with(message: &str, word: &str) {
     assert!(message.contains(word), "no {word:?} in: {message}");
     assert_eq!(message.lines().count(), 1, "{message}");
-}
-
-/// Runs `check` while the shims' configuration is `change`d.
-fn with_config(stage: &Stage, change: impl FnOnce(&mut OrlopConfig), check: impl FnOnce()) {
-    let usual = stage.node.orlop_config().unwrap();
-    let mut changed = usual.clone();
-    change(&mut changed);
-    stage.node.write_orlop_config(&changed).unwrap();
-    let result = catch_unwind(AssertUnwindSafe(check));
-    stage.node.write_orlop_config(&usual).unwrap();
-    if let Err(panic) = result {
-        resume_unwind(panic);
-    }
 }

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Stage, processes, stage};
+use common::{Stage, processes, stage, with_config};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use orlop_testbed::containerd::cri::{Container, Cri, Pod, v1};
-use orlop_testbed::containerd::{HANDLER, MTU, forward};
+use orlop_testbed::containerd::{HANDLER, MTU, OrlopConfig, forward};
 use serde_json::{Value, json};
 
 /// Serves what it has, on all of its addresses.
@@ -186,6 +186,27 @@ fn a_pod_has_all_interfaces_and_the_hosts_rules_for_each_hold() {
 
     second.remove();
     cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_guest_with_several_processors_has_as_many_queues() {
+    let Some(stage) = stage() else { return };
+    let more = |config: &mut OrlopConfig| config.vcpus = 2;
+    with_config(&stage, more, || {
+        let cri = stage.cri();
+        let pod = cri.run_pod("queues").unwrap();
+        let main = cri.run(&pod, &Container::busybox("main", SERVER)).unwrap();
+        let queues = output(&cri, &main, "nproc; ls /sys/class/net/eth0/queues");
+        assert_eq!(queues, "2\nrx-0\nrx-1\ntx-0\ntx-1\n");
+        let tap = in_namespace(&cri, &pod, "ls /sys/class/net/pod-tap0/queues");
+        assert_eq!(tap, "rx-0\nrx-1\ntx-0\ntx-1\n");
+        let address = cri.addresses(&pod).unwrap()[0];
+        for _ in 0..4 {
+            assert_eq!(fetch(address, "/numbers"), numbers());
+        }
+        cri.remove_pod(&pod).unwrap();
+    });
     stage.leaves_nothing();
 }
 

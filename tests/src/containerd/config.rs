@@ -23,6 +23,8 @@ pub struct OrlopConfig {
     pub state: PathBuf,
     /// A guest's memory, for example `256M`.
     pub memory: String,
+    /// A guest's processors.
+    pub vcpus: u32,
     /// How long a guest may take to boot, in seconds. A virtual host is slow, so this is far above the default.
     pub boot_timeout: u32,
 }
@@ -30,13 +32,14 @@ pub struct OrlopConfig {
 impl OrlopConfig {
     pub(super) fn to_toml(&self) -> String {
         format!(
-            "vmm = {:?}\nkernel = {:?}\ninitramfs = {:?}\nvirtiofsd = {:?}\nstate = {:?}\nmemory = {:?}\nboot_timeout = {}\n",
+            "vmm = {:?}\nkernel = {:?}\ninitramfs = {:?}\nvirtiofsd = {:?}\nstate = {:?}\nmemory = {:?}\nvcpus = {}\nboot_timeout = {}\n",
             self.vmm,
             self.kernel,
             self.initramfs,
             self.virtiofsd,
             self.state,
             self.memory,
+            self.vcpus,
             self.boot_timeout,
         )
     }

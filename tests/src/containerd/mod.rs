@@ -161,6 +161,7 @@ impl Node {
             virtiofsd: cache.virtiofsd(),
             state: self.orlop_state(),
             memory: "256M".into(),
+            vcpus: 1,
             boot_timeout: 300,
         })
     }

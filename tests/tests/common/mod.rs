@@ -3,12 +3,13 @@
 #![allow(dead_code, reason = "each story program uses a part of this")]
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use orlop_testbed::containerd::cri::Cri;
 use orlop_testbed::containerd::ctr::Done;
-use orlop_testbed::containerd::{Node, RUNTIME};
+use orlop_testbed::containerd::{Node, OrlopConfig, RUNTIME};
 use orlop_testbed::leaks::{Holdings, left_since};
 use orlop_testbed::{image, stories};
 
@@ -111,4 +112,17 @@ pub fn last_line(text: &str) -> &str {
     text.lines()
         .rfind(|line| !line.trim().is_empty())
         .unwrap_or("")
+}
+
+/// Runs `check` while the shims' configuration is `change`d.
+pub fn with_config(stage: &Stage, change: impl FnOnce(&mut OrlopConfig), check: impl FnOnce()) {
+    let usual = stage.node.orlop_config().unwrap();
+    let mut changed = usual.clone();
+    change(&mut changed);
+    stage.node.write_orlop_config(&changed).unwrap();
+    let result = catch_unwind(AssertUnwindSafe(check));
+    stage.node.write_orlop_config(&usual).unwrap();
+    if let Err(panic) = result {
+        resume_unwind(panic);
+    }
 }
