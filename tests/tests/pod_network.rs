@@ -271,11 +271,8 @@ fn dies(program: &str) {
     assert_eq!(ids.len(), 1, "of {program}");
     kill(Pid::from_raw(ids[0].cast_signed()), Signal::SIGKILL).unwrap();
     let end = Instant::now() + LIMIT;
-    while !processes("orlop").is_empty() && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(100));
-    }
     if program == "orlop" {
-        // The shim lives, and holds what it has until the pod is stopped.
+        // The shim lives, and holds what it has until the pod is stopped; which may be asked for before it has noticed the end.
         cri.remove_pod(&pod).unwrap();
         assert!(!namespace.exists());
     } else {

@@ -29,6 +29,9 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the VMM may take to end after virtiofsd has, if it ends for a reason of its own.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// How long after a connection to the guest has broken the end of its VM may become known: both programs have ended by then.
+const NOTICE_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// The processes that make up a VM, and what they print.
 pub(super) struct Programs {
     pub vmm: Running,
@@ -142,7 +145,7 @@ impl Vm {
         };
         if status.code() == tonic::Code::Unavailable || status.code() == tonic::Code::Unknown {
             // A connection that breaks is often the first sign of the VM's end.
-            let ended = tokio::time::timeout(Duration::from_millis(200), self.ended()).await;
+            let ended = tokio::time::timeout(NOTICE_TIMEOUT, self.ended()).await;
             if let Ok(reason) = ended {
                 return Err(gone(&reason));
             }

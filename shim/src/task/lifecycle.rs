@@ -149,8 +149,11 @@ impl Tasks {
             all: request.all,
         };
         if request.signal != libc::SIGKILL.unsigned_abs() {
-            vm.call(agent.signal(signal)).await?;
-            return Ok(());
+            return match vm.call(agent.signal(signal)).await {
+                // With the VM has ended whatever was in it, and whoever waits for it will hear so.
+                Err(_) if vm.ended_now().is_some() => Ok(()),
+                answer => answer.map(drop),
+            };
         }
         let answer = tokio::time::timeout(KILL_TIMEOUT, vm.call(agent.signal(signal))).await;
         match answer {
