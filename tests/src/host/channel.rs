@@ -65,4 +65,4 @@ pub enum Report {
 }
 
 /// The time between two [`Report::Alive`].
-pub const HEARTBEAT_SECONDS: u64 = 5;
+pub const HEARTBEAT_SECONDS: u64 = 1;
