@@ -2,15 +2,20 @@
 
 use anyhow::{Context, Result};
 
-/// The middle one of `values`.
+/// The middle one of `values`, or what is between the two in the middle.
 ///
 /// # Errors
 /// When there is none.
 pub fn median(values: impl IntoIterator<Item = f64>) -> Result<f64> {
     let mut values: Vec<_> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    values.get(middle).copied().context("nothing was measured")
+    let last = values
+        .len()
+        .checked_sub(1)
+        .context("nothing was measured")?;
+    let middle = values.get(last / 2).zip(values.get(last.div_ceil(2)));
+    let (lower, upper) = middle.context("nothing was measured")?;
+    Ok(f64::midpoint(*lower, *upper))
 }
 
 /// A table as Markdown has it. All columns but the first are numbers.
@@ -35,6 +40,7 @@ mod tests {
     #[test]
     fn the_median_is_the_middle_one() {
         assert_eq!(median([3.0, 1.0, 2.0]).unwrap(), 2.0);
+        assert_eq!(median([4.0, 1.0, 2.0, 100.0]).unwrap(), 3.0);
         assert!(median([]).is_err());
     }
 

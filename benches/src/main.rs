@@ -1,20 +1,24 @@
 //! `orlop-bench`: Orlop's figures, taken on this machine, which has KVM. `cargo testbed bench` builds it and runs it where KVM is.
 //!
+//! - [`devices`]: how fast a guest's devices are, side by side with QEMU's machines;
 //! - [`start`]: how fast a VM starts and what it costs, side by side with QEMU's microvm machine;
 //! - [`pod`]: where the time from `ctr run` to a container's first output goes.
 //!
 //! How each figure is taken is in this crate's `README.md`.
 
 mod contender;
+mod devices;
 mod figures;
 mod memory;
 mod pod;
 mod start;
 mod trace;
+mod workplace;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use devices::loads::Kind;
 
 /// Takes Orlop's figures on this machine.
 #[derive(Parser)]
@@ -32,6 +36,15 @@ enum What {
         #[arg(long)]
         runs: u32,
     },
+    /// A guest's devices, beside QEMU's machines
+    Devices {
+        /// How many guests of each are measured
+        #[arg(long)]
+        runs: u32,
+        /// The kinds of devices; all of them if none is named
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<Kind>,
+    },
     /// From `ctr run` to the first output, by phase
     Pod {
         /// How many starts are measured
@@ -43,6 +56,7 @@ enum What {
 fn main() -> ExitCode {
     let measured = match Arguments::parse().what {
         What::Start { runs } => start::measure(runs),
+        What::Devices { runs, only } => devices::measure(runs, &only),
         What::Pod { runs } => pod::measure(runs),
     };
     match measured {

@@ -2,21 +2,19 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use orlop_testbed::cache::Cache;
+use anyhow::{Context, Result};
 use orlop_testbed::cpio::{Archive, DIRECTORY, PROGRAM};
-use orlop_testbed::host::emulator::Emulator;
 use orlop_testbed::progress::step;
 use orlop_testbed::setup::build;
 
-use crate::contender::{Contender, Guest};
+use crate::contender::{Contender, Content, Guest, last_words};
 use crate::figures::{median, table};
 use crate::memory;
 use crate::trace::Trace;
+use crate::workplace::Workplace;
 
 /// The guest's RAM, that of Firecracker's promises.
 const MEMORY_MIB: u64 = 128;
@@ -41,34 +39,20 @@ struct Start {
 /// # Errors
 /// When a VMM does not run, or the kernel's traces cannot be had.
 pub fn measure(runs: u32) -> Result<()> {
-    let cache = Cache::open()?;
-    // In memory, so that no start waits for a disk.
-    let directory = tempfile::tempdir_in("/run")?;
-    let here = |name| directory.path().join(name);
+    let workplace = Workplace::make()?;
+    let initramfs = workplace.path("initramfs");
+    let mark = build::programs_directory().join("orlop-boot-mark");
+    fs::write(&initramfs, archive(&mark)?)?;
     let guest = Guest {
-        kernel: here("vmlinux"),
-        initramfs: here("initramfs"),
+        kernel: workplace.kernel(),
         memory_mib: MEMORY_MIB,
-    };
-    let programs = build::programs_directory();
-    fs::write(
-        &guest.initramfs,
-        archive(&programs.join("orlop-boot-mark"))?,
-    )?;
-    copy(&cache.own_vmlinux(), &guest.kernel)?;
-    copy(&programs.join("orlop"), &here("orlop"))?;
-    let emulator = match Emulator::unpacked(&cache.emulator()) {
-        Some(_) => {
-            copy(&cache.emulator(), &here("qemu"))?;
-            Emulator::unpacked(&here("qemu")).context("the copy of QEMU is not whole")?
-        }
-        None => Emulator::installed(),
+        content: Content::Initramfs(initramfs),
     };
     let contenders = [
-        Contender::Orlop(here("orlop")),
-        Contender::QemuMicrovm(emulator),
+        Contender::Orlop(workplace.orlop()),
+        Contender::QemuMicrovm(workplace.emulator()),
     ];
-    let console = here("console");
+    let console = workplace.path("console");
     huge_pages_on_advice();
     let mut starts = contenders.each_ref().map(|_| Vec::new());
     for run in 0..=runs {
@@ -94,34 +78,14 @@ pub fn measure(runs: u32) -> Result<()> {
 
 fn one(contender: &Contender, guest: &Guest, console: &Path) -> Result<Start> {
     let trace = Trace::begin()?;
-    let vmm = Killed(contender.start(guest, console)?);
-    let moments = trace.finish(vmm.0.id(), LIMIT)?;
+    let vmm = contender.start(guest, console)?;
+    let moments = trace.finish(vmm.id(), LIMIT)?;
     thread::sleep(SETTLE);
     Ok(Start {
         to_first_entry: moments.first_entry - moments.exec,
         to_init: moments.init - moments.exec,
-        beyond_ram: memory::beyond_ram(vmm.0.id(), guest.memory_mib << 20)?,
+        beyond_ram: memory::beyond_ram(vmm.id(), guest.memory_mib << 20)?,
     })
-}
-
-/// A VMM that is killed when this is dropped.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // One that has ended needs no killing.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Copies a file or a directory with all that is in it.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let status = Command::new("cp").arg("-a").args([from, to]).status()?;
-    if !status.success() {
-        bail!("cannot copy {} to {}", from.display(), to.display());
-    }
-    Ok(())
 }
 
 /// An initramfs whose process 1 is `init`.
@@ -139,13 +103,6 @@ fn huge_pages_on_advice() {
     if let Err(error) = fs::write(switch, "madvise") {
         step(format!("huge pages stay as they are: {switch}: {error}"));
     }
-}
-
-fn last_words(console: &Path) -> String {
-    let said = fs::read(console).unwrap_or_default();
-    let said = String::from_utf8_lossy(&said);
-    let lines: Vec<_> = said.lines().rev().take(3).collect();
-    format!("the console ends with {lines:?}")
 }
 
 fn report(ours: &[Start], theirs: &[Start]) -> Result<String> {

@@ -4,19 +4,23 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use crate::host::{self, Machine};
 use crate::progress::step;
 use crate::setup::{self, build};
 
-/// How long one measured run may take.
+/// How long one measured run may take where everything is emulated.
 const RUN_LIMIT: Duration = Duration::from_secs(120);
+/// The same for one in which devices do all that they can.
+const DEVICES_LIMIT: Duration = Duration::from_secs(900);
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Subject {
+    /// A guest's devices, side by side with QEMU's machines
+    Devices,
     /// Where the time from `ctr run` to the first output goes
     Pod,
     /// A VM's start and its memory, side by side with QEMU's microvm machine
@@ -26,6 +30,7 @@ pub enum Subject {
 impl Subject {
     fn word(self) -> &'static str {
         match self {
+            Subject::Devices => "devices",
             Subject::Pod => "pod",
             Subject::Start => "start",
         }
@@ -34,7 +39,8 @@ impl Subject {
     /// The virtual host that it is measured in, where there is no hardware virtualisation.
     fn machine(self) -> Machine {
         match self {
-            Subject::Pod => Machine::default(),
+            // What devices do, several threads do at once.
+            Subject::Devices | Subject::Pod => Machine::default(),
             // The start of a VM is one thread's work after another's: so it can be counted rather than timed.
             Subject::Start => Machine {
                 counts_instructions: true,
@@ -44,24 +50,32 @@ impl Subject {
     }
 }
 
-/// Sets this machine up and measures `runs` times where KVM is.
+/// Sets this machine up and measures `runs` times where KVM is; of devices those kinds that are in `only`, or all if it is empty.
 ///
 /// # Errors
 /// When something cannot be installed, built or started.
-pub fn run(subject: Subject, runs: u32) -> Result<ExitCode> {
+pub fn run(subject: Subject, runs: u32, only: &[String]) -> Result<ExitCode> {
+    if subject != Subject::Devices && !only.is_empty() {
+        bail!("--only names kinds of devices, and is for `bench devices`");
+    }
     setup::everything()?;
-    if subject == Subject::Start {
+    if subject != Subject::Pod {
         setup::own_kernel::build()?;
-        setup::virtual_host()?;
+    }
+    if subject == Subject::Devices {
+        setup::debian::install(setup::debian::TRAFFIC)?;
+        setup::debian::install(setup::debian::LOADS)?;
     }
     let program = build::benchmarks()?;
-    let words: [OsString; 3] = [
-        subject.word().into(),
-        "--runs".into(),
-        runs.to_string().into(),
-    ];
-    let command: Vec<_> = std::iter::once(program.into()).chain(words).collect();
-    let limit = (RUN_LIMIT * runs).max(Duration::from_secs(600));
+    let mut command: Vec<OsString> = vec![program.into(), subject.word().into()];
+    command.extend(["--runs".into(), runs.to_string().into()]);
+    if !only.is_empty() {
+        command.extend(["--only".into(), only.join(",").into()]);
+    }
+    let limit = match subject {
+        Subject::Devices => DEVICES_LIMIT * runs,
+        Subject::Pod | Subject::Start => (RUN_LIMIT * runs).max(Duration::from_secs(600)),
+    };
     let outcome = host::run(&subject.machine(), &command, Some(limit))?;
     if let Some(message) = outcome.message() {
         step(message);

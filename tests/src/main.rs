@@ -39,6 +39,9 @@ enum What {
         /// How many runs are measured
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
         runs: u32,
+        /// Which kinds of devices (blk, net, vsock, fs), separated by commas
+        #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+        only: Vec<String>,
     },
     /// Run all tests, after a setup of what they need: the unit tests here, the stories where KVM is
     Test {
@@ -102,7 +105,11 @@ fn main() -> ExitCode {
         What::Host(arguments) => run_on_host(arguments),
         What::Demo => demo::run(),
         What::Demonstrate => demo::demonstrate(),
-        What::Bench { subject, runs } => bench::run(subject, runs),
+        What::Bench {
+            subject,
+            runs,
+            only,
+        } => bench::run(subject, runs, &only),
         What::Test { only, full: false } => stories::test(&only, &Telling::default()),
         What::Test { only, full: true } => stories::test(&only, &Telling::full()),
         What::Soak { minutes, seed } => stories::soak(minutes, seed),

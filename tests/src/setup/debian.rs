@@ -52,6 +52,13 @@ pub const TRAFFIC: &[Package] = &[
     ("/usr/sbin/iptables", "iptables"),
 ];
 
+/// What makes a load for devices that are measured.
+pub const LOADS: &[Package] = &[
+    ("/usr/bin/fio", "fio"),
+    ("/usr/bin/socat", "socat"),
+    ("/usr/bin/ping", "iputils-ping"),
+];
+
 /// What building a kernel takes.
 pub const KERNEL_BUILD: &[Package] = &[
     ("/usr/bin/bc", "bc"),

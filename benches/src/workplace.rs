@@ -1,0 +1,81 @@
+//! Where VMMs are compared: their programs and the kernel that they boot, copied into memory, so that nothing waits for a disk.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use orlop_testbed::cache::Cache;
+use orlop_testbed::host::emulator::Emulator;
+use orlop_testbed::setup::build;
+use tempfile::TempDir;
+
+/// A directory in memory that goes when this is dropped.
+pub struct Workplace {
+    directory: TempDir,
+    emulator: Emulator,
+}
+
+impl Workplace {
+    /// Copies what was built.
+    ///
+    /// # Errors
+    /// When something is missing, or does not fit.
+    pub fn make() -> Result<Self> {
+        let cache = Cache::open()?;
+        let directory = tempfile::tempdir_in("/run")?;
+        let here = |name| directory.path().join(name);
+        copy(&cache.own_vmlinux(), &here("vmlinux"))?;
+        copy(&build::programs_directory().join("orlop"), &here("orlop"))?;
+        let emulator = match Emulator::unpacked(&cache.emulator()) {
+            Some(_) => {
+                copy(&cache.emulator(), &here("qemu"))?;
+                Emulator::unpacked(&here("qemu")).context("the copy of QEMU is not whole")?
+            }
+            None => Emulator::installed(),
+        };
+        Ok(Self {
+            directory,
+            emulator,
+        })
+    }
+
+    /// The path of something in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The kernel of our own, an ELF file with a PVH entry point.
+    pub fn kernel(&self) -> PathBuf {
+        self.path("vmlinux")
+    }
+
+    /// Orlop's VMM.
+    pub fn orlop(&self) -> PathBuf {
+        self.path("orlop")
+    }
+
+    /// QEMU.
+    pub fn emulator(&self) -> Emulator {
+        self.emulator.clone()
+    }
+}
+
+/// Copies a file or a directory with all that is in it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    run(Command::new("cp").arg("-a").args([from, to]))
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// When it cannot be run, or fails.
+pub fn run(command: &mut Command) -> Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{command:?}: {}: {}", output.status, said.trim());
+    }
+    Ok(())
+}
