@@ -31,7 +31,6 @@ pub fn everything() -> Result<()> {
     virtual_host()?;
     debian::install(debian::CONTAINERS)?;
     debian::install(debian::VIRTIOFSD_BUILD)?;
-    debian::install(debian::REFERENCES)?;
     build::programs()?;
     build::virtiofsd(&cache)?;
     guest::kernel(&cache)?;
@@ -47,6 +46,7 @@ pub fn everything() -> Result<()> {
 pub fn for_tests() -> Result<()> {
     everything()?;
     let cache = Cache::open()?;
+    debian::install(debian::REFERENCES)?;
     debian::install(debian::TRAFFIC)?;
     build::make_hostile_guest()?;
     build::fsx(&cache)?;
