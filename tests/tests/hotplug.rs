@@ -137,7 +137,7 @@ impl Vm {
 #[test]
 fn a_disk_and_a_card_come_and_go_many_times_while_the_guest_works() {
     let Some(stage) = stage() else { return };
-    let rounds = size(40, 100) as usize;
+    let rounds = size(15, 100) as usize;
     let vm = Vm::start(Kernel::Vmlinux);
     fs::write(vm.guest.path("hot"), vec![7; 1 << 20]).unwrap();
     let tap = Tap::new(1);

@@ -62,7 +62,7 @@ fn counts(columns: &str) -> [u64; 8] {
 /// Passes `full` MiB each way by as many connections as there are queues, or fewer where that would take long.
 fn passes(queues: u16, vhost: &str, mtu: u32, v6: bool) {
     let Some(stage) = stage() else { return };
-    let len = stories::size(64 * MIB, 1024 * MIB);
+    let len = stories::size(24 * MIB, 1024 * MIB);
     let tap = Tap::new(queues);
     let host = if v6 { "fd77::1".to_owned() } else { tap.host() };
     let family = if v6 { "-6" } else { "-4" };

@@ -57,11 +57,11 @@ fn fsx_finds_no_fault() {
     const CONFIG: &str = "[weights]\nclose_open = 1\nread = 10\nwrite = 10\nmapread = 10\nmapwrite = 10\ninvalidate = 1\n\
                           truncate = 5\nfsync = 1\nfdatasync = 1\nposix_fallocate = 1\npunch_hole = 2\nsendfile = 1\n\
                           posix_fadvise = 1\ncopy_file_range = 2\n";
-    const OPERATIONS: u32 = 3000;
+    let operations = stories::size(1000, 3000);
     let work = tempfile::tempdir().unwrap();
     fs::write(work.path().join("config"), CONFIG).unwrap();
     let script = format!(
-        "cd {} && {} -f config -N {OPERATIONS} -S 7 -P /tmp file && echo no fault || echo fsx failed",
+        "cd {} && {} -f config -N {operations} -S 7 -P /tmp file && echo no fault || echo fsx failed",
         work.path().display(),
         Cache::open().unwrap().fsx().display()
     );
