@@ -46,6 +46,12 @@ impl Cache {
         &self.root
     }
 
+    /// The programs of one set that are built from Go modules; `version` tells what they were built from.
+    #[must_use]
+    pub fn go_programs(&self, set: &str, version: &str) -> PathBuf {
+        self.root.join("go").join(format!("{set}-{version}"))
+    }
+
     /// The virtual host's kernel package, unpacked.
     #[must_use]
     pub fn host_kernel(&self) -> PathBuf {
@@ -74,6 +80,14 @@ impl Cache {
     #[must_use]
     pub fn guest_vmlinux(&self) -> PathBuf {
         self.root.join("guest/vmlinux")
+    }
+
+    /// The kernel of pods: our own where it was built, for it is what a release has and boots sooner; else Debian's.
+    #[must_use]
+    pub fn pod_kernel(&self) -> PathBuf {
+        Some(self.own_vmlinux())
+            .filter(|own| own.is_file())
+            .unwrap_or_else(|| self.guest_vmlinux())
     }
 
     /// The guests' kernel as Debian packages it, a `bzImage`.

@@ -4,6 +4,7 @@
 //!   *virtual host*, a Debian kernel under QEMU's emulation of AMD SVM whose root file system is this machine's own.
 //! - [`setup`]: everything that a fresh Debian 12 lacks, installed or built once and kept in the [`cache`].
 //! - [`containerd`]: a containerd of one's own with Orlop in it, and its clients; [`image`]: images for it;
+//! - [`cluster`]: a Kubernetes cluster of one's own, whose node is such a machine;
 //! - [`leaks`]: what a machine holds, before and after;
 //! - [`demo`]: `cargo testbed demo`; [`stories`]: `cargo testbed test`, which counts with [`tally`]; [`bench`]: `cargo testbed bench`;
 //! - [`progress`]: what people see while that happens.
@@ -12,6 +13,7 @@
 
 pub mod bench;
 pub mod cache;
+pub mod cluster;
 pub mod containerd;
 pub mod cpio;
 pub mod demo;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use orlop_testbed::bench::Subject;
 use orlop_testbed::stories::Telling;
-use orlop_testbed::{bench, demo, host, progress, setup, stories};
+use orlop_testbed::{bench, cluster, demo, host, progress, setup, stories};
 
 /// Runs Orlop's demo and tests on any Debian 12, with or without hardware virtualisation.
 #[derive(Parser)]
@@ -26,11 +26,36 @@ enum What {
     Kernel,
     /// Run a command where KVM is: here if this machine has it, else in the virtual host
     Host(HostArguments),
-    /// Show a pod in a KVM guest, from nothing
-    Demo,
-    /// Not for people: the demo, on a machine that has KVM
+    /// Show a Kubernetes Deployment whose pods are KVM guests, from nothing
+    Demo {
+        /// Show a pod through containerd alone, without Kubernetes, which takes long to build
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Not for people: the demo, on a machine that has KVM or, of the cluster, in its namespaces
     #[command(hide = true)]
-    Demonstrate,
+    Demonstrate {
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Run a command beside a Kubernetes cluster of its own, with `kubectl` in its PATH
+    Cluster {
+        /// The command and its arguments
+        #[arg(required = true, last = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Not for people: the same, in the cluster's namespaces
+    #[command(hide = true)]
+    InCluster {
+        #[arg(required = true, last = true)]
+        command: Vec<OsString>,
+    },
+    /// Not for people: the cluster's node, on a machine that has KVM
+    #[command(hide = true)]
+    Worker {
+        #[arg(long)]
+        files: PathBuf,
+    },
     /// Measure Orlop; benches/README.md tells how
     Bench {
         /// What is measured
@@ -50,6 +75,9 @@ enum What {
         /// Have the stories that move much data move a gigabyte, which takes an emulated machine long
         #[arg(long)]
         full: bool,
+        /// Tell those of a Kubernetes cluster as well, which is built first; by name they are told in any case
+        #[arg(long)]
+        all: bool,
     },
     /// Have everything happen to a VM at random while it works, and see whether anything is lost or grows
     Soak {
@@ -103,15 +131,26 @@ fn main() -> ExitCode {
         What::Setup => setup::everything().map(|()| ExitCode::SUCCESS),
         What::Kernel => setup::own_kernel::build().map(|_| ExitCode::SUCCESS),
         What::Host(arguments) => run_on_host(arguments),
-        What::Demo => demo::run(),
-        What::Demonstrate => demo::demonstrate(),
+        What::Demo { quick: false } => demo::run(),
+        What::Demo { quick: true } => demo::run_quick(),
+        What::Demonstrate { quick: false } => demo::show_deployment(),
+        What::Demonstrate { quick: true } => demo::show_pod(),
+        What::Cluster { command } => cluster::run(&command),
+        What::InCluster { command } => cluster::run_inside(&command),
+        What::Worker { files } => cluster::worker::run(&cluster::Files::at(&files)),
         What::Bench {
             subject,
             runs,
             only,
         } => bench::run(subject, runs, &only),
-        What::Test { only, full: false } => stories::test(&only, &Telling::default()),
-        What::Test { only, full: true } => stories::test(&only, &Telling::full()),
+        What::Test { only, full, all } => {
+            let telling = if full {
+                Telling::full()
+            } else {
+                Telling::default()
+            };
+            stories::test(&only, &telling.with_cluster(all))
+        }
         What::Soak { minutes, seed } => stories::soak(minutes, seed),
         What::Stories { programs, only } => stories::tell(&programs, &only),
         What::Inside => host::inside::main(),

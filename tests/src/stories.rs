@@ -4,6 +4,7 @@
 //! A story that cannot be told on a machine says so with [`skip`]; it is counted as skipped, never as passed.
 
 use std::env;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::cluster::{self, namespaces};
 use crate::containerd::{DIRECTORY_VARIABLE, Node};
 use crate::host;
 use crate::progress::step;
@@ -36,9 +38,17 @@ pub const SOAK_SEED_VARIABLE: &str = "ORLOP_SOAK_SEED";
 /// The program that it is.
 const SOAK: &str = "soak";
 
+/// The arguments with which a test program tells its stories one after another, and all that they say.
+const ONE_BY_ONE: [&str; 2] = ["--test-threads=1", "--nocapture"];
+
+/// The program whose stories are told in a Kubernetes cluster, which takes long to build and some time to start.
+const CLUSTER: &str = "kubernetes";
+
 /// How stories are told.
 #[derive(Debug, Clone)]
 pub struct Telling {
+    /// Whether those of a cluster are told too when none are asked for by name.
+    with_cluster: bool,
     /// What they look at in their environment.
     variables: Vec<(&'static str, String)>,
     /// How long one program may take in a virtual host.
@@ -50,6 +60,7 @@ pub struct Telling {
 impl Default for Telling {
     fn default() -> Self {
         Telling {
+            with_cluster: false,
             variables: Vec::new(),
             limit: LIMIT,
             attempts: ATTEMPTS,
@@ -68,6 +79,15 @@ impl Telling {
         }
     }
 
+    /// The same, with the stories of a cluster among those that are told when none are asked for by name.
+    #[must_use]
+    pub fn with_cluster(self, with_cluster: bool) -> Self {
+        Telling {
+            with_cluster,
+            ..self
+        }
+    }
+
     /// A soak of so many minutes.
     fn soak(minutes: u32, seed: Option<u64>) -> Self {
         let mut variables = vec![(SOAK_MINUTES_VARIABLE, minutes.to_string())];
@@ -75,6 +95,7 @@ impl Telling {
         Telling {
             variables,
             limit: LIMIT + Duration::from_secs(60) * minutes,
+            with_cluster: false,
             // A soak that fails has found something, and says with which seed.
             attempts: 1,
         }
@@ -119,20 +140,27 @@ pub fn test(only: &[String], telling: &Telling) -> Result<ExitCode> {
         step("running the unit tests here");
         let mut command = build::cargo_command();
         command.args(["test", "--workspace", "--lib", "--bins", "--no-fail-fast"]);
-        let mut count = Count::default();
-        let status = read_lines(command, |line| count.take(line))?;
+        let (count, ended_well) = tell_by(command)?;
         total.add(count);
         // A test program that crashes has no summary to count in.
-        broken |= !status.success() && count.failed == 0;
+        broken |= !ended_well && count.failed == 0;
     }
     step("building the stories");
     let programs = story_programs()?;
     for program in &programs {
+        let by_name = !only.is_empty();
         let Some(only) = wanted(program, only)? else {
             continue;
         };
-        step(format!("starting the machine for {}", name_of(program)));
-        let (count, ended_well) = tell_where_kvm_is(program, only, telling)?;
+        let (count, ended_well) = if name_of(program) != CLUSTER {
+            step(format!("starting the machine for {}", name_of(program)));
+            tell_where_kvm_is(program, only, telling)?
+        } else if by_name || telling.with_cluster {
+            tell_in_cluster(program, only, telling)?
+        } else {
+            // They say that they are skipped, and why.
+            tell_by(Command::new(program))?
+        };
         total.add(count);
         broken |= !ended_well && count.failed == 0;
     }
@@ -214,6 +242,27 @@ fn tell_where_kvm_is(program: &Path, only: &[String], telling: &Telling) -> Resu
     bail!("no attempt was made")
 }
 
+/// Tells the stories of one program beside a Kubernetes cluster of their own.
+fn tell_in_cluster(program: &Path, only: &[String], telling: &Telling) -> Result<(Count, bool)> {
+    cluster::Programs::get()?;
+    step(format!("starting the cluster for {}", name_of(program)));
+    let mut arguments = vec![OsString::from("in-cluster"), "--".into(), program.into()];
+    arguments.extend(ONE_BY_ONE.map(OsString::from));
+    arguments.extend(only.iter().map(OsString::from));
+    let mut command = namespaces::command(&arguments)?;
+    let variables = telling.variables.iter();
+    command.envs(variables.map(|(name, value)| (name, value)));
+    command.stdin(Stdio::null());
+    tell_by(command)
+}
+
+/// Tells stories by running `command`.
+fn tell_by(command: Command) -> Result<(Count, bool)> {
+    let mut count = Count::default();
+    let status = read_lines(command, |line| count.take(line))?;
+    Ok((count, status.success()))
+}
+
 /// Runs the story programs on this machine, which has KVM, with a containerd that they share. Called inside the virtual host.
 ///
 /// # Errors
@@ -228,7 +277,7 @@ pub fn tell(programs: &[PathBuf], only: &[String]) -> Result<ExitCode> {
     for program in programs {
         step(format!("telling {}", name_of(program)));
         let status = Command::new(program)
-            .args(["--test-threads=1", "--nocapture"])
+            .args(ONE_BY_ONE)
             .args(only)
             .env(DIRECTORY_VARIABLE, node.directory())
             .env("RUST_BACKTRACE", "0")

@@ -1,11 +1,11 @@
-//! The node's configuration files: containerd's, the pods' network, the shims'.
+//! The node's configuration files: containerd's, the shims'.
 
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{BRIDGE, HANDLER, MTU, Node, RUNTIME};
+use super::{HANDLER, Node, RUNTIME};
 use crate::image;
 
 /// The configuration of Orlop's shims.
@@ -46,10 +46,10 @@ impl OrlopConfig {
 }
 
 pub(super) fn write(node: &Node) -> Result<()> {
-    let directory = node.directory();
-    fs::write(directory.join("containerd.toml"), containerd(node))?;
-    fs::write(directory.join("cni/10-pods.conflist"), network(node))?;
-    Ok(())
+    Ok(fs::write(
+        node.directory().join("containerd.toml"),
+        containerd(node),
+    )?)
 }
 
 /// containerd's own limits on a shim are for a machine at full speed; in a virtual host everything takes ten times as long.
@@ -58,6 +58,7 @@ fn containerd(node: &Node) -> String {
     let socket = node.socket();
     let socket = socket.display();
     let pause = image::PAUSE;
+    let plugins = node.release.directory.display();
     format!(
         r#"version = 2
 root = "{directory}/root"
@@ -81,7 +82,7 @@ disabled_plugins = [
   disable_apparmor = true
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
+    bin_dir = "{plugins}"
     conf_dir = "{directory}/cni"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     default_runtime_name = "runc"
@@ -92,26 +93,4 @@ disabled_plugins = [
       pod_annotations = ["orlop.dev/*"]
 "#
     )
-}
-
-/// A bridge for the pods, with both protocols and an MTU that is not the usual one. Nothing outside needs to be reached, so there is no
-/// address translation.
-fn network(node: &Node) -> String {
-    serde_json::json!({
-        "cniVersion": "0.4.0",
-        "name": "pods",
-        "plugins": [{
-            "type": "bridge",
-            "bridge": BRIDGE,
-            "isGateway": true,
-            "mtu": MTU,
-            "ipam": {
-                "type": "host-local",
-                "dataDir": node.directory().join("ipam"),
-                "ranges": [[{ "subnet": "10.88.0.0/16" }], [{ "subnet": "fd00:88::/64" }]],
-                "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
-            },
-        }],
-    })
-    .to_string()
 }

@@ -8,6 +8,8 @@ pub mod cri;
 pub mod ctr;
 pub mod exec;
 pub mod forward;
+pub mod network;
+mod release;
 
 use std::env;
 use std::ffi::OsString;
@@ -25,14 +27,14 @@ use crate::cache::Cache;
 use crate::image;
 use crate::setup::build;
 pub use config::OrlopConfig;
+pub use network::Network;
+pub use release::Release;
 
 /// The runtime of Orlop as `ctr run --runtime` names it.
 pub const RUNTIME: &str = "io.containerd.orlop.v2";
 /// The handler of Orlop as a RuntimeClass names it.
 pub const HANDLER: &str = "orlop";
 
-/// The bridge that pods are connected to.
-const BRIDGE: &str = "orlop-cni0";
 /// The MTU of the pods' network, in bytes.
 pub const MTU: u32 = 1400;
 
@@ -62,22 +64,38 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone)]
 pub struct Node {
     directory: PathBuf,
+    release: Release,
 }
 
 /// The running daemon of a [`Node`]; it ends with this value.
 #[derive(Debug)]
 pub struct Daemon {
     process: Child,
+    network: Network,
 }
 
 impl Node {
-    /// Starts a containerd whose files are below `directory`, which must be on a file system that overlayfs can write to.
+    /// Starts Debian's containerd with a network of its own. Its files are below `directory`, which must be on a file system that
+    /// overlayfs can write to.
     ///
     /// # Errors
     /// When it does not start; the error holds the end of its log.
     pub fn start(directory: &Path) -> Result<(Self, Daemon)> {
+        Self::start_with(directory, Release::debian(), Network::Own)
+    }
+
+    /// The same with the containerd and the network that are asked for.
+    ///
+    /// # Errors
+    /// See [`Node::start`].
+    pub fn start_with(
+        directory: &Path,
+        release: Release,
+        network: Network,
+    ) -> Result<(Self, Daemon)> {
         let node = Self {
             directory: directory.to_owned(),
+            release,
         };
         for part in DIRECTORIES {
             fs::create_dir_all(directory.join(part))?;
@@ -85,10 +103,15 @@ impl Node {
         // containerd 1.x puts the shims' sockets there, whatever its configuration says.
         fs::create_dir_all("/run/containerd/s")?;
         config::write(&node)?;
-        make_bridge()?;
+        network.make()?;
+        fs::write(
+            directory.join("cni/10-pods.conflist"),
+            network.plugins(&node),
+        )?;
         node.write_orlop_config(&node.orlop_config()?)?;
         let mut daemon = Daemon {
             process: node.spawn()?,
+            network,
         };
         node.wait_until_ready(&mut daemon)?;
         let archive = directory.join("images.tar");
@@ -106,7 +129,8 @@ impl Node {
     #[must_use]
     pub fn attach() -> Option<Self> {
         let directory = PathBuf::from(env::var_os(DIRECTORY_VARIABLE)?);
-        Some(Self { directory })
+        let release = Release::debian();
+        Some(Self { directory, release })
     }
 
     /// The directory with everything that belongs to the node.
@@ -156,7 +180,7 @@ impl Node {
         let cache = Cache::open()?;
         Ok(OrlopConfig {
             vmm: build::programs_directory().join("orlop"),
-            kernel: cache.guest_vmlinux(),
+            kernel: cache.pod_kernel(),
             initramfs: cache.guest_initramfs(),
             virtiofsd: cache.virtiofsd(),
             state: self.orlop_state(),
@@ -182,8 +206,10 @@ impl Node {
         let log = File::create(self.log())?;
         let mut search = OsString::from(build::programs_directory());
         search.push(":");
+        search.push(&self.release.directory);
+        search.push(":");
         search.push(env::var_os("PATH").unwrap_or_default());
-        let mut command = Command::new("containerd");
+        let mut command = Command::new(&self.release.containerd);
         command
             .arg("--config")
             .arg(self.directory.join("containerd.toml"))
@@ -238,29 +264,9 @@ impl Node {
     }
 }
 
-/// Makes the pods' bridge before the first pod would, so that it is the node's and not left by that pod.
-fn make_bridge() -> Result<()> {
-    if Path::new("/sys/class/net").join(BRIDGE).exists() {
-        return Ok(());
-    }
-    for line in [
-        &["link", "add", BRIDGE, "type", "bridge"][..],
-        &["link", "set", BRIDGE, "up"],
-    ] {
-        let done = Command::new("ip").args(line).output();
-        let done = done.context("cannot run ip; `cargo testbed setup` installs iproute2")?;
-        if !done.status.success() {
-            let said = String::from_utf8_lossy(&done.stderr);
-            bail!("cannot make the bridge {BRIDGE}: {}", said.trim());
-        }
-    }
-    Ok(())
-}
-
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Only the name of the bridge is lost if this fails.
-        let _ = Command::new("ip").args(["link", "del", BRIDGE]).status();
+        self.network.remove();
         let _ = kill(
             Pid::from_raw(self.process.id().cast_signed()),
             Signal::SIGTERM,

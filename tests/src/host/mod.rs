@@ -29,6 +29,12 @@ pub use outcome::{EXIT_HOST_FAILED, EXIT_TIME_LIMIT, Outcome};
 /// The variable that is set, to `1`, in the environment of commands in a virtual host.
 pub const INSIDE_VARIABLE: &str = "ORLOP_VIRTUAL_HOST";
 
+/// Whether this process is in a virtual host.
+#[must_use]
+pub fn is_virtual() -> bool {
+    std::env::var_os(INSIDE_VARIABLE).is_some()
+}
+
 /// The machine that a command asks for.
 #[derive(Debug, Clone)]
 pub struct Machine {

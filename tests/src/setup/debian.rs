@@ -52,6 +52,13 @@ pub const TRAFFIC: &[Package] = &[
     ("/usr/sbin/iptables", "iptables"),
 ];
 
+/// What a cluster needs besides its own programs.
+pub const CLUSTER: &[Package] = &[
+    ("/usr/bin/openssl", "openssl"),
+    ("/usr/bin/unshare", "util-linux"),
+    ("/usr/sbin/iptables", "iptables"),
+];
+
 /// What makes a load for devices that are measured.
 pub const LOADS: &[Package] = &[
     ("/usr/bin/fio", "fio"),

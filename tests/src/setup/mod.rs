@@ -3,12 +3,14 @@
 //! - [`debian`]: packages, installed or only unpacked;
 //! - [`emulator`]: a QEMU that is new enough;
 //! - [`build`]: the workspace's programs, the static agent, virtiofsd, fsx, the hostile guest;
+//! - [`go`]: Kubernetes and what a node of it has;
 //! - [`guest`]: the guest's kernel and initramfs;
 //! - [`own_kernel`]: the guest's kernel of our own.
 
 pub mod build;
 pub mod debian;
 pub mod emulator;
+pub mod go;
 pub mod guest;
 pub mod own_kernel;
 

@@ -1,4 +1,4 @@
-//! `cargo testbed demo`: a pod in a KVM guest, from nothing, for people who see Orlop for the first time.
+//! A pod in a KVM guest, through containerd alone.
 
 use std::fs;
 use std::process::ExitCode;
@@ -9,47 +9,19 @@ use anyhow::{Context, Result, bail};
 use crate::containerd::cri::{Container, Cri, Pod};
 use crate::containerd::exec::stream;
 use crate::containerd::{HANDLER, Node};
-use crate::host::{self, Machine};
 use crate::leaks::{Holdings, left_since};
 use crate::progress::step;
-use crate::setup;
 
-/// Longer than it takes on two slow processors.
-const LIMIT: Duration = Duration::from_secs(15 * 60);
 const EXEC_LIMIT: Duration = Duration::from_secs(120);
 
 /// What the pod's one container does: it waits for its end.
 const WAIT: &[&str] = &["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"];
 
-/// Sets this machine up and shows a pod where KVM is.
-///
-/// # Errors
-/// When something cannot be installed, built or started.
-pub fn run() -> Result<ExitCode> {
-    setup::everything()?;
-    if host::kvm::is_hardware() {
-        step("this machine has hardware virtualisation: the pod runs on it");
-    } else {
-        step(
-            "this machine has no hardware virtualisation: booting a virtual host that has (about 10 s)",
-        );
-    }
-    let command = [
-        std::env::current_exe()?.into_os_string(),
-        "demonstrate".into(),
-    ];
-    let outcome = host::run(&Machine::default(), &command, Some(LIMIT))?;
-    if let Some(message) = outcome.message() {
-        step(message);
-    }
-    Ok(ExitCode::from(outcome.exit_status()))
-}
-
 /// Shows a pod on this machine, which has KVM.
 ///
 /// # Errors
 /// When a step fails, or something is left at the end.
-pub fn demonstrate() -> Result<ExitCode> {
+pub fn show_pod() -> Result<ExitCode> {
     let directory = tempfile::Builder::new()
         .prefix("demo-")
         .tempdir_in("/run")?;

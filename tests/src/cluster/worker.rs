@@ -1,0 +1,200 @@
+//! The node: what runs where KVM is, a virtual host or this machine.
+//!
+//! It ends when the file [`Files::stop`] is there, and says then what its pods have left.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
+use serde_json::json;
+
+use super::network::{self, POD_RANGE, PODS, PREFIX, WORKER, ip};
+use super::process::Process;
+use super::{Files, NODE, Programs};
+use crate::containerd::network::BRIDGE;
+use crate::containerd::{Network, Node, Release};
+use crate::host;
+use crate::leaks::{Holdings, Thing, left_since};
+use crate::progress::step;
+
+/// What the kubelet and containerd keep on file systems of the memory: an overlay's upper directory can be there.
+const PLACES: &[&str] = &["/var/lib/kubelet", "/var/log/pods", "/var/log/containers"];
+
+/// How long a node may run; whoever wants one for longer has a real one.
+const LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// Where the file is that says what was left.
+#[must_use]
+pub(super) fn left(files: &Files) -> PathBuf {
+    files.root().join("left")
+}
+
+/// Runs the node of the cluster with these `files` until it is to stop.
+///
+/// # Errors
+/// When something does not start, or has ended before it should.
+pub fn run(files: &Files) -> Result<ExitCode> {
+    // Whoever started the cluster has built them.
+    let programs = &Programs::get()?;
+    nix::unistd::sethostname(NODE)?;
+    for place in PLACES {
+        fs::create_dir_all(place)?;
+        mount(
+            Some("tmpfs"),
+            *place,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .with_context(|| format!("cannot mount a tmpfs on {place}"))?;
+    }
+    join_network().context("cannot join the cluster's network")?;
+    let directory = tempfile::Builder::new()
+        .prefix("node-")
+        .tempdir_in("/run")?;
+    step("starting containerd");
+    let (node, _daemon) = Node::start_with(
+        directory.path(),
+        Release::at(&programs.node),
+        pod_network()?,
+    )?;
+    step("starting kubelet and kube-proxy");
+    let mut kubelet = Process::start("kubelet", kubelet(programs, files, &node)?, files)?;
+    let _proxy = Process::start("kube-proxy", proxy(programs, files), files)?;
+    let places = [node.orlop_state()];
+    let before = Holdings::now(&places);
+    kubelet.wait_until(LIFE, || files.stop().exists().then_some(()))?;
+    let left = left_since(&before, &places);
+    let of_pods = left.iter().filter(|thing| is_of_pods(thing));
+    let lines: Vec<_> = of_pods.map(ToString::to_string).collect();
+    fs::write(self::left(files), lines.join("\n"))?;
+    // The logs are outside; containerd's is in here.
+    fs::copy(node.log(), files.log("containerd"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What pods bring and must take along. The kubelet's own sockets, mounts and cgroups for classes of pods are none of it.
+fn is_of_pods(thing: &Thing) -> bool {
+    match thing {
+        Thing::Process(_, command) => ["orlop", "virtiofsd", "containerd-shim"]
+            .iter()
+            .any(|name| command.contains(name)),
+        Thing::Mount(place) => place.contains("/io.containerd.") || place.contains("/orlop"),
+        Thing::Socket(name) => name.contains("orlop") || name.contains("/containerd/s/"),
+        Thing::Cgroup(path) => path.to_string_lossy().contains("/pod"),
+        Thing::File(_) | Thing::NetworkNamespace(_) | Thing::Interface(_) => true,
+    }
+}
+
+/// Makes a bridge of the pods' that leads to the cluster's.
+fn join_network() -> Result<()> {
+    load(&["br_netfilter", "nf_conntrack", "virtio_net"])?;
+    if !host::is_virtual() {
+        network::make_worker_card()?;
+    }
+    let card = wait_for_card().context("the node has no network card")?;
+    let address = format!("{WORKER}/{PREFIX}");
+    ip(&["link", "add", BRIDGE, "type", "bridge"])?;
+    ip(&["link", "set", &card, "master", BRIDGE, "up"])?;
+    ip(&["addr", "add", &address, "dev", BRIDGE])?;
+    ip(&["link", "set", BRIDGE, "up"])?;
+    // A packet for a service is seen by the rules although it only crosses the bridge.
+    fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "1")
+        .context("no br_netfilter in this kernel")
+}
+
+fn load(modules: &[&str]) -> Result<()> {
+    let done = Command::new("modprobe").arg("--all").args(modules).output();
+    let done = done.context("cannot run modprobe; `cargo testbed setup` installs kmod")?;
+    if !done.status.success() {
+        let said = String::from_utf8_lossy(&done.stderr);
+        bail!("modprobe {}: {}", modules.join(" "), said.trim());
+    }
+    Ok(())
+}
+
+/// The interface that leads to the cluster. A driver that was just loaded takes a moment to make it.
+fn wait_for_card() -> Option<String> {
+    for _ in 0..100 {
+        if let Some(card) = card() {
+            return Some(card);
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    None
+}
+
+fn card() -> Option<String> {
+    let interfaces = fs::read_dir("/sys/class/net").ok()?.flatten();
+    let mut names = interfaces.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    if host::is_virtual() {
+        names.find(|name| name.starts_with('e'))
+    } else {
+        names.find(|name| name == network::WORKER_CARD)
+    }
+}
+
+fn pod_network() -> Result<Network> {
+    let address = |text: &str| text.parse::<Ipv4Addr>();
+    Ok(Network::Cluster {
+        subnet: PODS.to_owned(),
+        gateway: address(WORKER)?,
+        range: (address(POD_RANGE.0)?, address(POD_RANGE.1)?),
+    })
+}
+
+fn kubelet(programs: &Programs, files: &Files, node: &Node) -> Result<Command> {
+    let resolver = node.directory().join("resolv.conf");
+    fs::write(&resolver, "nameserver 127.0.0.1\n")?;
+    // Time limits are stretched for a node that is emulated.
+    let config = json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "address": WORKER,
+        "authentication": { "anonymous": { "enabled": true }, "webhook": { "enabled": false } },
+        "authorization": { "mode": "AlwaysAllow" },
+        "cgroupDriver": "cgroupfs",
+        "containerRuntimeEndpoint": format!("unix://{}", node.socket().display()),
+        "enforceNodeAllocatable": ["pods"],
+        "evictionHard": { "memory.available": "64Mi", "nodefs.available": "1%", "imagefs.available": "1%" },
+        "failSwapOn": false,
+        "healthzBindAddress": "127.0.0.1",
+        "imageGCHighThresholdPercent": 100,
+        "imageGCLowThresholdPercent": 99,
+        "nodeStatusUpdateFrequency": "10s",
+        "resolvConf": resolver,
+        "runtimeRequestTimeout": "10m",
+        "serializeImagePulls": false,
+    });
+    let file = node.directory().join("kubelet.json");
+    fs::write(&file, config.to_string())?;
+    let mut command = Command::new(programs.kubernetes.join("kubelet"));
+    command
+        .arg("--config")
+        .arg(file)
+        .arg("--kubeconfig")
+        .arg(files.kubeconfig("kubelet"))
+        .arg("--cert-dir")
+        .arg(node.directory().join("kubelet-keys"))
+        .args(["--hostname-override", NODE, "--node-ip", WORKER])
+        // What the installation gives a node that can run VMs.
+        .args(["--node-labels", "orlop.dev/runtime=true"]);
+    Ok(command)
+}
+
+fn proxy(programs: &Programs, files: &Files) -> Command {
+    let mut command = Command::new(programs.kubernetes.join("kube-proxy"));
+    command
+        .arg("--kubeconfig")
+        .arg(files.kubeconfig("proxy"))
+        .args(["--hostname-override", NODE, "--proxy-mode", "iptables"])
+        .args(["--cluster-cidr", PODS, "--conntrack-max-per-core", "0"])
+        // The control plane is not a node: what it asks of a service must come back the same way.
+        .arg("--masquerade-all");
+    command
+}

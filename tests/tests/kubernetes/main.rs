@@ -1,0 +1,10 @@
+//! Orlop in a real cluster: a kubelet runs the pods, and people and controllers ask for them through the API server.
+//!
+//! `cargo testbed test kubernetes` starts the cluster, as `cargo testbed test --all` does; each story has a namespace of its own there.
+
+mod access;
+mod configuration;
+mod lives;
+mod stage;
+mod storage;
+mod workloads;
