@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::{FILES_VARIABLE, Files, NODE, Programs};
+use crate::setup::build;
 
 /// How often is looked whether something has happened.
 const LOOK: Duration = Duration::from_millis(300);
@@ -54,6 +55,8 @@ impl Kubectl {
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
+        // Manifests of the source tree are named as a user there names them.
+        command.current_dir(build::source());
         command.arg("--kubeconfig").arg(&self.config);
         if let Some(namespace) = &self.namespace {
             command.args(["--namespace", namespace]);

@@ -28,7 +28,7 @@ use anyhow::{Context, Result, bail};
 use crate::cache::Cache;
 use crate::host::outcome::shell_status;
 use crate::progress::step;
-use crate::setup::{self, build, debian, go};
+use crate::setup::{self, debian, go};
 use process::Process;
 
 /// Names the cluster's files to a command that runs beside it.
@@ -42,6 +42,9 @@ const WORKER_MEMORY_MIB: u32 = 10 * 1024;
 
 /// How long a node may take to be ready, in a virtual host on a busy machine.
 const NODE_LIMIT: Duration = Duration::from_secs(600);
+
+/// How long it may take to end, the kubelet's tidying included.
+const STOP_LIMIT: Duration = Duration::from_secs(240);
 
 /// Where the programs of a cluster are.
 #[derive(Debug, Clone)]
@@ -152,9 +155,8 @@ impl Cluster {
     /// # Errors
     /// When it is refused.
     pub fn install(&self) -> Result<()> {
-        let deploy = build::source().join("deploy");
         self.kubectl
-            .run(&["apply", "--kustomize", &deploy.to_string_lossy()])
+            .run(&["apply", "--kustomize", "deploy"])
             .map(drop)
     }
 
@@ -176,7 +178,7 @@ impl Cluster {
     /// When the node does not end, or ends badly.
     pub fn stop(mut self) -> Result<Vec<String>> {
         fs::write(self.files.stop(), "")?;
-        self.worker.wait_for_end(Duration::from_secs(180))?;
+        self.worker.wait_for_end(STOP_LIMIT)?;
         let left = fs::read_to_string(worker::left(&self.files))
             .context("the node did not look at what pods left")?;
         Ok(left.lines().map(str::to_owned).collect())

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
@@ -19,7 +19,7 @@ use super::{Files, NODE, Programs};
 use crate::containerd::network::BRIDGE;
 use crate::containerd::{Network, Node, Release};
 use crate::host;
-use crate::leaks::{Holdings, Thing, left_since};
+use crate::leaks::{Holdings, Thing};
 use crate::progress::step;
 
 /// What the kubelet and containerd keep on file systems of the memory: an overlay's upper directory can be there.
@@ -27,6 +27,9 @@ const PLACES: &[&str] = &["/var/lib/kubelet", "/var/log/pods", "/var/log/contain
 
 /// How long a node may run; whoever wants one for longer has a real one.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// How long the kubelet may take to tidy up.
+const TIDY_LIMIT: Duration = Duration::from_secs(150);
 
 /// Where the file is that says what was left.
 #[must_use]
@@ -69,13 +72,24 @@ pub fn run(files: &Files) -> Result<ExitCode> {
     let places = [node.orlop_state()];
     let before = Holdings::now(&places);
     kubelet.wait_until(LIFE, || files.stop().exists().then_some(()))?;
-    let left = left_since(&before, &places);
-    let of_pods = left.iter().filter(|thing| is_of_pods(thing));
-    let lines: Vec<_> = of_pods.map(ToString::to_string).collect();
-    fs::write(self::left(files), lines.join("\n"))?;
+    let left = left_of_pods(&before, &places);
+    fs::write(self::left(files), left.join("\n"))?;
     // The logs are outside; containerd's is in here.
     fs::copy(node.log(), files.log("containerd"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is left of pods when the kubelet has had its time: it ends a pod that the cluster has forgotten already, and tidies up now and then.
+fn left_of_pods(before: &Holdings, places: &[PathBuf]) -> Vec<String> {
+    let end = Instant::now() + TIDY_LIMIT;
+    loop {
+        let left = Holdings::now(places).beyond(before);
+        let left: Vec<_> = left.iter().filter(|thing| is_of_pods(thing)).collect();
+        if left.is_empty() || Instant::now() > end {
+            return left.iter().map(ToString::to_string).collect();
+        }
+        thread::sleep(Duration::from_millis(500));
+    }
 }
 
 /// What pods bring and must take along. The kubelet's own sockets, mounts and cgroups for classes of pods are none of it.

@@ -9,7 +9,6 @@ use crate::cluster::kubectl::Kubectl;
 use crate::cluster::{Cluster, NODE, Programs};
 use crate::image::BUSYBOX;
 use crate::progress::step;
-use crate::setup::build;
 
 /// How long pods may take to come or to go, on a busy machine that emulates their node.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -74,11 +73,7 @@ pub fn show() -> Result<ExitCode> {
 
 fn show_in(kubectl: &Kubectl) -> Result<()> {
     tell(kubectl, &["get", "nodes", "--output=wide"])?;
-    let deploy = build::source().join("deploy");
-    tell(
-        kubectl,
-        &["apply", "--kustomize", &deploy.to_string_lossy()],
-    )?;
+    tell(kubectl, &["apply", "--kustomize", "deploy"])?;
     step(
         "applying a Deployment of two pods with `runtimeClassName: orlop`, a Service, and a pod without",
     );

@@ -74,6 +74,8 @@ fn a_port_is_forwarded_to_the_guests_loopback() {
     );
     stage.apply(&[pod("served", json!([shell("main", &serve)]), json!({}))]);
     stage.wait_until_ready("served");
+    let answers = "until wget -q -O /dev/null http://127.0.0.1:8080/x; do sleep 1; done";
+    stage.inside("served", answers);
 
     let mut forward = stage.kubectl.command();
     forward
