@@ -17,11 +17,11 @@ const CONFIG_FILE: &str = "/etc/orlop/config.toml";
 pub struct Config {
     /// The VMM's binary. Default: `orlop` beside this program, else in PATH.
     pub vmm: PathBuf,
-    /// The guest's kernel.
+    /// The guest's kernel. Default: that of the shim's own release, else `/usr/share/orlop/vmlinux`.
     pub kernel: PathBuf,
-    /// The guest's initramfs, which holds the agent.
+    /// The guest's initramfs, which holds the agent. Default: that of the shim's own release, else `/usr/share/orlop/initramfs.cpio`.
     pub initramfs: PathBuf,
-    /// The virtio-fs daemon. Default: `/usr/libexec/virtiofsd`, else `virtiofsd` in PATH.
+    /// The virtio-fs daemon. Default: that of the shim's own release, else `/usr/libexec/virtiofsd`, else `virtiofsd` in PATH.
     pub virtiofsd: PathBuf,
     /// The directory of the pods' state.
     pub state: PathBuf,
@@ -112,17 +112,47 @@ impl Config {
         })
     }
 
-    fn resolve(mut self) -> Result<Self, ConfigError> {
-        let beside = std::env::current_exe()
-            .ok()
-            .and_then(|shim| Some(shim.parent()?.join("orlop")))
-            .filter(|vmm| vmm.exists());
-        if self.vmm == Path::new("orlop") {
-            self.vmm = beside.unwrap_or(self.vmm);
-        }
+    fn resolve(self) -> Result<Self, ConfigError> {
+        self.resolve_for(std::env::current_exe().ok().as_deref())
+    }
+
+    /// What is not said is taken from the release that `shim` lies in: a pod that began with one version goes on with its files, whichever
+    /// version is installed meanwhile.
+    fn resolve_for(mut self, shim: Option<&Path>) -> Result<Self, ConfigError> {
+        let programs = shim.and_then(Path::parent);
+        let release = programs.and_then(Path::parent);
         let packaged = Path::new("/usr/libexec/virtiofsd");
-        if self.virtiofsd == Path::new("virtiofsd") && packaged.exists() {
-            self.virtiofsd = packaged.into();
+        let usual = Self::default();
+        for (path, usual, places) in [
+            (
+                &mut self.vmm,
+                &usual.vmm,
+                [programs.map(|at| at.join("orlop")), None],
+            ),
+            (
+                &mut self.kernel,
+                &usual.kernel,
+                [release.map(|at| at.join("share/vmlinux")), None],
+            ),
+            (
+                &mut self.initramfs,
+                &usual.initramfs,
+                [release.map(|at| at.join("share/initramfs.cpio")), None],
+            ),
+            (
+                &mut self.virtiofsd,
+                &usual.virtiofsd,
+                [
+                    programs.map(|at| at.join("virtiofsd")),
+                    Some(packaged.to_owned()),
+                ],
+            ),
+        ] {
+            if path == usual
+                && let Some(place) = places.into_iter().flatten().find(|place| place.exists())
+            {
+                *path = place;
+            }
         }
         let wrong = |key, value: &dyn std::fmt::Display, must| {
             Err(ConfigError::Value {
@@ -169,6 +199,36 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains('\n'), "{text}");
+    }
+
+    #[test]
+    fn what_is_not_said_is_of_the_shims_own_release() {
+        let release = tempfile::tempdir().unwrap();
+        let files = [
+            "bin/orlop",
+            "bin/virtiofsd",
+            "share/vmlinux",
+            "share/initramfs.cpio",
+        ];
+        for directory in ["bin", "share"] {
+            std::fs::create_dir(release.path().join(directory)).unwrap();
+        }
+        for file in files {
+            std::fs::write(release.path().join(file), "").unwrap();
+        }
+        let shim = release.path().join("bin/containerd-shim-orlop-v2");
+        let config = Config::parse("kernel = \"/k\"", Path::new("x")).unwrap();
+        let config = config.resolve_for(Some(&shim)).unwrap();
+        assert_eq!(config.kernel, Path::new("/k"));
+        let found = [&config.vmm, &config.virtiofsd, &config.initramfs];
+        let wanted = [files[0], files[1], files[3]].map(|file| release.path().join(file));
+        assert_eq!(found, [&wanted[0], &wanted[1], &wanted[2]]);
+
+        let elsewhere = Config::default().resolve_for(Some(Path::new("/nowhere/bin/shim")));
+        assert_eq!(
+            elsewhere.unwrap().initramfs,
+            Path::new("/usr/share/orlop/initramfs.cpio")
+        );
     }
 
     #[test]

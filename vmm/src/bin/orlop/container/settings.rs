@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::Deserialize;
 
+use crate::doctor::programs;
+
 /// The variable that names another file.
 const VARIABLE: &str = "ORLOP_CONFIG";
 const FILE: &str = "/etc/orlop/config.toml";
@@ -26,8 +28,8 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            kernel: "/usr/share/orlop/vmlinux".into(),
-            initramfs: "/usr/share/orlop/initramfs.cpio".into(),
+            kernel: programs::kernel(),
+            initramfs: programs::initramfs(),
             virtiofsd: None,
             boot_timeout: 30,
         }

@@ -23,8 +23,8 @@ struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            kernel: "/usr/share/orlop/vmlinux".into(),
-            initramfs: "/usr/share/orlop/initramfs.cpio".into(),
+            kernel: kernel(),
+            initramfs: initramfs(),
             virtiofsd: None,
         }
     }
@@ -126,14 +126,33 @@ fn file(check: &'static str, path: &Path) -> Finding {
     }
 }
 
+/// The guest's kernel where the configuration names none: that of this program's own release, else the usual one.
+pub fn kernel() -> PathBuf {
+    of_release("share/vmlinux").unwrap_or_else(|| "/usr/share/orlop/vmlinux".into())
+}
+
+/// The same for its initramfs.
+pub fn initramfs() -> PathBuf {
+    of_release("share/initramfs.cpio").unwrap_or_else(|| "/usr/share/orlop/initramfs.cpio".into())
+}
+
+/// A file of the release that this program lies in.
+fn of_release(file: &str) -> Option<PathBuf> {
+    let orlop = env::current_exe().ok()?;
+    let file = orlop.parent()?.parent()?.join(file);
+    file.exists().then_some(file)
+}
+
 /// How to get virtiofsd.
 pub const VIRTIOFSD_ADVICE: &str =
     "install it: cargo install virtiofsd, or apt install virtiofsd where there is such a package";
 
 /// The virtiofsd that is installed, if one is.
 pub fn virtiofsd() -> Option<PathBuf> {
-    Some(PathBuf::from("/usr/libexec/virtiofsd"))
-        .filter(|path| is_program(path))
+    of_release("bin/virtiofsd")
+        .into_iter()
+        .chain([PathBuf::from("/usr/libexec/virtiofsd")])
+        .find(|path| is_program(path))
         .or_else(|| in_path("virtiofsd"))
 }
 
