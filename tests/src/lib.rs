@@ -7,6 +7,7 @@
 //! - [`cluster`]: a Kubernetes cluster of one's own, whose node is such a machine;
 //! - [`leaks`]: what a machine holds, before and after;
 //! - [`demo`]: `cargo testbed demo`; [`stories`]: `cargo testbed test`, which counts with [`tally`]; [`bench`]: `cargo testbed bench`;
+//! - [`package`]: `cargo testbed package`, a release for nodes;
 //! - [`progress`]: what people see while that happens.
 //!
 //! The binary (`cargo testbed`) is a thin command line over these rooms; the stories themselves are in `tests/tests`.
@@ -19,7 +20,10 @@ pub mod cpio;
 pub mod demo;
 pub mod host;
 pub mod image;
+#[cfg(test)]
+mod installer;
 pub mod leaks;
+pub mod package;
 pub mod progress;
 pub mod setup;
 pub mod stories;

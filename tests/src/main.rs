@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use orlop_testbed::bench::Subject;
 use orlop_testbed::stories::Telling;
-use orlop_testbed::{bench, cluster, demo, host, progress, setup, stories};
+use orlop_testbed::{bench, cluster, demo, host, package, progress, setup, stories};
 
 /// Runs Orlop's demo and tests on any Debian 12, with or without hardware virtualisation.
 #[derive(Parser)]
@@ -55,6 +55,11 @@ enum What {
     Worker {
         #[arg(long)]
         files: PathBuf,
+    },
+    /// Build a release and pack it for nodes of a cluster: docs/kubernetes.md tells what to do with it
+    Package {
+        /// The archive; by default orlop-VERSION-x86_64.tar.gz in this directory
+        file: Option<PathBuf>,
     },
     /// Measure Orlop; benches/README.md tells how
     Bench {
@@ -138,6 +143,7 @@ fn main() -> ExitCode {
         What::Cluster { command } => cluster::run(&command),
         What::InCluster { command } => cluster::run_inside(&command),
         What::Worker { files } => cluster::worker::run(&cluster::Files::at(&files)),
+        What::Package { file } => package::run(file),
         What::Bench {
             subject,
             runs,
