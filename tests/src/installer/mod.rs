@@ -5,6 +5,7 @@
 mod configurations;
 mod failures;
 mod interrupted;
+mod manifests;
 mod story;
 
 use std::collections::BTreeMap;
