@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::memory_size::MemorySize;
+use crate::sandbox::size::{Bounds, LEAST_MEMORY, MOST_MEMORY, MOST_VCPUS, Size};
+use crate::spec::Restricted;
+
 /// The variable that names another file.
 pub const CONFIG_VARIABLE: &str = "ORLOP_CONFIG";
 const CONFIG_FILE: &str = "/etc/orlop/config.toml";
@@ -25,10 +29,18 @@ pub struct Config {
     pub virtiofsd: PathBuf,
     /// The directory of the pods' state.
     pub state: PathBuf,
-    /// Virtual CPUs of a VM.
+    /// Virtual CPUs of a pod whose containers have no limits.
     pub vcpus: u32,
-    /// Memory of a VM, as `orlop run --memory` takes it.
-    pub memory: String,
+    /// Memory of a pod whose containers have no limits, with what the guest's kernel needs of it.
+    pub memory: MemorySize,
+    /// What the guest's kernel and agent need beside containers that have limits.
+    pub guest_memory: MemorySize,
+    /// The most vCPUs of a pod. Default: as many as the machine has processors.
+    pub max_vcpus: Option<u32>,
+    /// The most memory of a pod. Default: as much as the machine has.
+    pub max_memory: Option<MemorySize>,
+    /// Which annotations a pod may use that reach further than its size.
+    pub allow_annotations: Vec<Restricted>,
     /// Seconds until a VM whose agent is not ready is given up.
     pub boot_timeout: u64,
     /// Appended to the guest's kernel command line.
@@ -44,7 +56,11 @@ impl Default for Config {
             virtiofsd: PathBuf::from("virtiofsd"),
             state: PathBuf::from("/run/orlop"),
             vcpus: 1,
-            memory: "256M".to_owned(),
+            memory: MemorySize::of_mib(256),
+            guest_memory: MemorySize::of_mib(64),
+            max_vcpus: None,
+            max_memory: None,
+            allow_annotations: Vec::new(),
             boot_timeout: 30,
             cmdline_extra: String::new(),
         }
@@ -164,13 +180,55 @@ impl Config {
         if !self.state.is_absolute() {
             return wrong("state", &self.state.display(), "an absolute path");
         }
-        if !(1..=254).contains(&self.vcpus) {
+        if !(1..=MOST_VCPUS).contains(&self.vcpus) {
             return wrong("vcpus", &self.vcpus, "1 to 254");
+        }
+        if self
+            .max_vcpus
+            .is_some_and(|most| !(self.vcpus..=MOST_VCPUS).contains(&most))
+        {
+            let most = self.max_vcpus.unwrap_or_default();
+            return wrong("max_vcpus", &most, "at least `vcpus`, and at most 254");
+        }
+        if !(LEAST_MEMORY..=MOST_MEMORY).contains(&self.memory) {
+            return wrong("memory", &self.memory, "64M to 1T");
+        }
+        if let Some(most) = self.max_memory
+            && !(self.memory..=MOST_MEMORY).contains(&most)
+        {
+            return wrong("max_memory", &most, "at least `memory`, and at most 1T");
+        }
+        if self.guest_memory > MOST_MEMORY {
+            return wrong("guest_memory", &self.guest_memory, "at most 1T");
         }
         if !(1..=3600).contains(&self.boot_timeout) {
             return wrong("boot_timeout", &self.boot_timeout, "1 to 3600 seconds");
         }
         Ok(self)
+    }
+
+    /// How large pods may be on a machine that has `host`.
+    pub fn bounds(&self, host: Size) -> Bounds {
+        let most = Size {
+            // The configuration's word on a pod without limits holds on the smallest machine.
+            vcpus: self.max_vcpus.unwrap_or(host.vcpus.max(self.vcpus)),
+            memory: self.max_memory.unwrap_or(host.memory.max(self.memory)),
+        };
+        Bounds {
+            default: Size {
+                vcpus: self.vcpus,
+                memory: self.memory,
+            },
+            guest: self.guest_memory,
+            most: Size {
+                vcpus: most.vcpus.min(MOST_VCPUS),
+                memory: most.memory.min(MOST_MEMORY),
+            },
+            host: Size {
+                vcpus: host.vcpus.max(self.vcpus),
+                memory: host.memory.max(self.memory),
+            },
+        }
     }
 
     /// How long a VM may take until its agent is ready.
@@ -242,10 +300,41 @@ mod tests {
         );
         assert!(parse("state = \"run\"").is_err());
         assert!(parse("boot_timeout = 0").is_err());
+        for (text, hint) in [
+            ("memory = \"16M\"", "memory is 16M; it must be 64M to 1T"),
+            ("vcpus = 4\nmax_vcpus = 2", "max_vcpus is 2"),
+            ("max_vcpus = 255", "max_vcpus is 255"),
+            ("max_memory = \"128M\"", "max_memory is 128M"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(hint), "{text}: {error}");
+        }
+        for text in ["memory = \"much\"", "allow_annotations = [\"vcpus\"]"] {
+            assert!(Config::parse(text, Path::new("x")).is_err(), "{text}");
+        }
         let config = parse("vmm = \"/opt/orlop\"\nmemory = \"1G\"").unwrap();
         assert_eq!(
-            (config.vmm.to_str(), config.memory.as_str()),
-            (Some("/opt/orlop"), "1G")
+            (config.vmm.to_str(), config.memory.mib()),
+            (Some("/opt/orlop"), 1024)
         );
+    }
+
+    #[test]
+    fn a_pod_may_have_the_machine_unless_the_configuration_says_less() {
+        let host = Size {
+            vcpus: 4,
+            memory: MemorySize::of_mib(8192),
+        };
+        let most = |text| {
+            Config::parse(text, Path::new("x"))
+                .unwrap()
+                .bounds(host)
+                .most
+        };
+        assert_eq!(most(""), host);
+        let less = most("max_vcpus = 2\nmax_memory = \"1G\"");
+        assert_eq!((less.vcpus, less.memory.mib()), (2, 1024));
+        let more = most("vcpus = 6\nmemory = \"16G\"");
+        assert_eq!((more.vcpus, more.memory.mib()), (6, 16384));
     }
 }

@@ -20,6 +20,7 @@ mod delete;
 mod events;
 mod io;
 mod logging;
+mod memory_size;
 mod mounts;
 mod network;
 mod process;

@@ -18,6 +18,7 @@ use orlop_proto::connect;
 
 use super::Pod;
 use super::output::Output;
+use super::size::Size;
 use super::state::sockets;
 use super::vm::{Programs, Vm};
 use crate::logging::phase;
@@ -76,20 +77,20 @@ pub enum BootError {
     },
 }
 
-/// Boots the VM of `pod`, whose share is prepared.
+/// Boots the VM of `pod`, whose share is prepared, with this size.
 ///
 /// # Errors
 /// When it does not come up; then nothing of it is left running.
-pub(super) async fn boot(pod: &Pod) -> Result<Vm, BootError> {
-    let booted = boot_in_network(pod).await;
+pub(super) async fn boot(pod: &Pod, size: Size) -> Result<Vm, BootError> {
+    let booted = boot_in_network(pod, size).await;
     if booted.is_err() {
         pod.leave_network().await;
     }
     booted
 }
 
-async fn boot_in_network(pod: &Pod) -> Result<Vm, BootError> {
-    let cards = pod.join_network().await?;
+async fn boot_in_network(pod: &Pod, size: Size) -> Result<Vm, BootError> {
+    let cards = pod.join_network(size.vcpus).await?;
     if !cards.is_empty() {
         phase("network-joined", &pod.id);
     }
@@ -99,7 +100,7 @@ async fn boot_in_network(pod: &Pod) -> Result<Vm, BootError> {
     let ready_path = PathBuf::from(format!("{}_{CONTROL_PORT}", sockets::VSOCK));
     let ready = listen(&ready_path)?;
 
-    let booted = try_boot(pod, cards, ready).await;
+    let booted = try_boot(pod, size, cards, ready).await;
     // One connection is all that is listened for: later ones of the guest find nobody.
     let _ = std::fs::remove_file(&ready_path);
     let mut programs = booted?;
@@ -121,12 +122,17 @@ async fn boot_in_network(pod: &Pod) -> Result<Vm, BootError> {
     }
 }
 
-async fn try_boot(pod: &Pod, cards: Vec<Card>, ready: UnixListener) -> Result<Programs, BootError> {
+async fn try_boot(
+    pod: &Pod,
+    size: Size,
+    cards: Vec<Card>,
+    ready: UnixListener,
+) -> Result<Programs, BootError> {
     let (virtiofsd, fs_output) = start_virtiofsd(pod, listen(Path::new(sockets::FS))?).await?;
     save(pod, None, &virtiofsd)?;
     phase("virtiofsd-started", &pod.id);
 
-    let (vmm, vmm_output, console) = start_vmm(pod, cards).await?;
+    let (vmm, vmm_output, console) = start_vmm(pod, size, cards).await?;
     save(pod, Some(&vmm), &virtiofsd)?;
     phase("vmm-started", &pod.id);
 
@@ -234,23 +240,32 @@ async fn start_virtiofsd(
     Ok((running, output))
 }
 
-async fn start_vmm(pod: &Pod, cards: Vec<Card>) -> Result<(Running, Output, Output), BootError> {
+async fn start_vmm(
+    pod: &Pod,
+    size: Size,
+    cards: Vec<Card>,
+) -> Result<(Running, Output, Output), BootError> {
     let config = &pod.config;
+    let annotations = pod.annotations();
     let mut cmdline = CMDLINE.to_owned();
-    if !config.cmdline_extra.is_empty() {
-        cmdline = format!("{cmdline} {}", config.cmdline_extra);
+    let more = [
+        &config.cmdline_extra,
+        &annotations.cmdline.unwrap_or_default(),
+    ];
+    for more in more.into_iter().filter(|more| !more.is_empty()) {
+        cmdline = format!("{cmdline} {more}");
     }
     let mut command = Command::new(&config.vmm);
     command
         .args(["run", "--no-reboot"])
         .args(["--name", &pod.id])
         .arg("--kernel")
-        .arg(&config.kernel)
+        .arg(annotations.kernel.as_ref().unwrap_or(&config.kernel))
         .arg("--initramfs")
         .arg(&config.initramfs)
         .args(["--cmdline", &cmdline])
-        .args(["--cpus", &config.vcpus.to_string()])
-        .args(["--memory", &config.memory])
+        .args(["--cpus", &size.vcpus.to_string()])
+        .args(["--memory", &size.memory.to_string()])
         // Through a pipe, not to a file: a guest may print without end.
         .args(["--console", "stdio"])
         .args(["--api-socket", sockets::VMM])

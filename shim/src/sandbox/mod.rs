@@ -12,10 +12,12 @@
 //! ```
 
 mod boot;
+mod demand;
 mod forward;
 mod network;
 mod output;
 pub mod share;
+pub mod size;
 pub mod state;
 mod vm;
 
@@ -29,8 +31,10 @@ use crate::process::spawn::Spawner;
 use crate::spec::{Network, PodSpec};
 
 pub use boot::BootError;
+use demand::Demand;
 use forward::Forwarding;
 pub use share::{Share, ShareError};
+pub use size::{Limits, SizeError};
 pub use state::{PodState, StateDir};
 pub use vm::Vm;
 
@@ -48,6 +52,7 @@ pub struct Pod {
     network: Mutex<Network>,
     joined: Mutex<Option<Joined>>,
     forwarding: Mutex<Option<Forwarding>>,
+    demand: Mutex<Demand>,
 }
 
 enum Slot {
@@ -63,6 +68,9 @@ pub enum PodError {
     /// It did not come up.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// It would be larger than it may be.
+    #[error(transparent)]
+    Size(#[from] SizeError),
     /// The share cannot be set up.
     #[error(transparent)]
     Share(#[from] ShareError),
@@ -102,6 +110,7 @@ impl Pod {
             network: Mutex::default(),
             joined: Mutex::default(),
             forwarding: Mutex::default(),
+            demand: Mutex::default(),
         }
     }
 
@@ -167,7 +176,8 @@ impl Pod {
                 tokio::task::spawn_blocking(move || share.prepare())
                     .await
                     .unwrap_or(Err(ShareError::Interrupted))?;
-                let vm = Arc::new(boot::boot(self).await?);
+                let size = self.wanted()?;
+                let vm = Arc::new(boot::boot(self, size).await?);
                 *slot = Slot::Running(vm.clone());
                 Ok(Lease { vm, booted: true })
             }

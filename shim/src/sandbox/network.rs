@@ -10,11 +10,11 @@ use super::forward::Forwarding;
 use super::{Pod, lock};
 
 impl Pod {
-    /// Joins the pod's network to cards for its VM, none where it has loopback only.
+    /// Joins the pod's network to cards for its VM of `vcpus`, none where it has loopback only.
     ///
     /// # Errors
     /// When that is not possible; then nothing of it is left.
-    pub(super) async fn join_network(&self) -> Result<Vec<Card>, BootError> {
+    pub(super) async fn join_network(&self, vcpus: u32) -> Result<Vec<Card>, BootError> {
         let Network::Namespace(path) = lock(&self.network).clone() else {
             return Ok(Vec::new());
         };
@@ -36,7 +36,6 @@ impl Pod {
                 path: self.directory.file("state.json"),
                 source,
             })?;
-        let vcpus = self.config.vcpus;
         let joining = blocking(move || join(&Namespace::open(&path)?, found, vcpus));
         let cards = joining.await;
         if cards.is_err() {

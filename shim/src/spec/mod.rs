@@ -5,6 +5,7 @@
 //! gets, and the binds that must be made on this machine for it ([`HostBind`]): each becomes
 //! `mounts/<n>` of the container's directory in the share.
 
+mod annotations;
 mod linux;
 mod mounts;
 mod network;
@@ -16,6 +17,7 @@ use oci_spec::runtime::{Hooks, Process, Spec};
 use orlop_proto::agent::SHARE_MOUNT;
 
 use crate::network::HOST_NETWORK;
+pub use annotations::{Annotations, Restricted};
 pub use network::Network;
 
 /// Where the agent has the file system that stands for the pod's shared memory.

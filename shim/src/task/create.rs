@@ -24,8 +24,8 @@ use crate::io::{StdioPaths, Streams};
 use crate::logging::phase;
 use crate::mounts::MountRequest;
 use crate::network::Namespace;
-use crate::sandbox::{PodError, Share, ShareError, Vm};
-use crate::spec::{self, GuestSpec, Network, PodSpec};
+use crate::sandbox::{Limits, PodError, Share, ShareError, Vm};
+use crate::spec::{self, Annotations, GuestSpec, Network, PodSpec};
 
 /// How long each step of taking a container out of the guest may take.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,6 +63,7 @@ impl Tasks {
         if !matches!(role, Role::Workload { .. }) {
             // A workload's spec names the sandbox's namespace by way of a process, which is none of the guest's.
             self.set_network(&spec)?;
+            self.set_annotations(&spec)?;
         }
         let container = if in_vm {
             self.create_in_vm(&request, &bundle, &spec).await?
@@ -91,6 +92,15 @@ impl Tasks {
         Ok(())
     }
 
+    /// Notes what the pod's annotations ask for, if it can have it.
+    fn set_annotations(&self, spec: &Spec) -> Outcome<()> {
+        let annotations = spec.annotations().clone().unwrap_or_default();
+        let annotations = Annotations::of(&annotations, self.pod.allowed_annotations());
+        let annotations = annotations.map_err(|error| Failure::invalid(error.to_string()))?;
+        let fits = self.pod.set_annotations(annotations);
+        fits.map_err(|error| Failure::invalid(error.to_string()))
+    }
+
     async fn create_in_vm(
         self: &Arc<Self>,
         request: &CreateTaskRequest,
@@ -100,8 +110,15 @@ impl Tasks {
         let id = request.id.as_str();
         let guest = spec::adapt(spec, id, &self.pod.spec())
             .map_err(|error| Failure::invalid(error.to_string()))?;
-        self.share_files(id, rootfs(request, bundle, spec)?, &guest)
-            .await?;
+        let rootfs = rootfs(request, bundle, spec)?;
+        let linux = spec.linux().as_ref();
+        let limits = Limits::of(linux.and_then(|linux| linux.resources().as_ref()));
+        let admitted = self.pod.admit(id, limits);
+        admitted.map_err(|error| Failure::invalid(error.to_string()))?;
+        if let Err(failure) = self.share_files(id, rootfs, &guest).await {
+            self.pod.dismiss(id);
+            return Err(failure);
+        }
         let made = self.boot_and_make(request, &guest).await;
         match made {
             Ok(vm) => {
@@ -148,7 +165,9 @@ impl Tasks {
         let id = request.id.as_str();
         let lease = self.pod.vm().await.map_err(|error| match error {
             PodError::Ended(_) | PodError::Closed => Failure::unavailable(error.to_string()),
-            PodError::Boot(_) | PodError::Share(_) => Failure::internal(error.to_string()),
+            PodError::Boot(_) | PodError::Share(_) | PodError::Size(_) => {
+                Failure::internal(error.to_string())
+            }
         })?;
         if lease.booted {
             self.end_sandbox_with(lease.vm.clone());
@@ -181,6 +200,7 @@ impl Tasks {
 
     /// Takes back a container that was not made: its files, and the VM if nobody else is in it or about to be.
     async fn undo(&self, id: &str) {
+        self.pod.dismiss(id);
         self.pod.release(|| self.registry.none_in_vm_but(id)).await;
         remove_files(self.pod.share(), id).await;
     }

@@ -244,6 +244,7 @@ impl Tasks {
             Some(vm) => {
                 let never_started = container.init.exit().is_none();
                 remove_from_guest(vm, id, never_started).await;
+                self.pod.dismiss(id);
                 // A lone container's VM goes with it; a CRI pod's stays until its sandbox is stopped.
                 if *id == self.pod.id {
                     self.pod.close().await;

@@ -27,12 +27,14 @@ pub struct OrlopConfig {
     pub vcpus: u32,
     /// How long a guest may take to boot, in seconds. A virtual host is slow, so this is far above the default.
     pub boot_timeout: u32,
+    /// Further lines.
+    pub more: String,
 }
 
 impl OrlopConfig {
     pub(super) fn to_toml(&self) -> String {
         format!(
-            "vmm = {:?}\nkernel = {:?}\ninitramfs = {:?}\nvirtiofsd = {:?}\nstate = {:?}\nmemory = {:?}\nvcpus = {}\nboot_timeout = {}\n",
+            "vmm = {:?}\nkernel = {:?}\ninitramfs = {:?}\nvirtiofsd = {:?}\nstate = {:?}\nmemory = {:?}\nvcpus = {}\nboot_timeout = {}\n{}\n",
             self.vmm,
             self.kernel,
             self.initramfs,
@@ -41,6 +43,7 @@ impl OrlopConfig {
             self.memory,
             self.vcpus,
             self.boot_timeout,
+            self.more,
         )
     }
 }

@@ -15,9 +15,11 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
+pub use self::container::{Container, resources};
 use self::v1::runtime_service_client::RuntimeServiceClient;
 use super::{HANDLER, Node};
-use crate::image;
+
+mod container;
 
 /// The interface's messages.
 #[allow(missing_docs, clippy::pedantic, reason = "made from proto/cri.proto")]
@@ -46,38 +48,6 @@ pub struct Pod {
     /// The id of its sandbox.
     pub id: String,
     config: v1::PodSandboxConfig,
-}
-
-/// What a container is to be.
-#[derive(Debug, Clone)]
-pub struct Container<'a> {
-    /// Its name in the pod.
-    pub name: &'a str,
-    /// Its image.
-    pub image: &'a str,
-    /// Its command.
-    pub command: &'a [&'a str],
-    /// Files and directories of this machine for it: path there, path here.
-    pub mounts: &'a [(&'a str, &'a str)],
-    /// Bytes of memory that it may have; 0 for no limit.
-    pub memory: i64,
-    /// Whether it has containerd's own seccomp profile.
-    pub seccomp: bool,
-}
-
-impl<'a> Container<'a> {
-    /// A container of the busybox image that runs `command`.
-    #[must_use]
-    pub fn busybox(name: &'a str, command: &'a [&'a str]) -> Self {
-        Self {
-            name,
-            image: image::BUSYBOX,
-            command,
-            mounts: &[],
-            memory: 0,
-            seccomp: false,
-        }
-    }
 }
 
 impl Cri {
@@ -146,6 +116,7 @@ impl Cri {
             linux: Some(v1::LinuxPodSandboxConfig {
                 cgroup_parent: format!("/pod-{uid}"),
                 security_context: None,
+                resources: None,
             }),
             dns_config: None,
         };
@@ -193,7 +164,7 @@ impl Cri {
             command: container.command.iter().map(|s| (*s).to_owned()).collect(),
             log_path: format!("{}.log", container.name),
             mounts,
-            linux: Some(linux(container)),
+            linux: Some(container::linux(container)),
             ..v1::ContainerConfig::default()
         };
         let mut client = self.client.clone();
@@ -287,39 +258,6 @@ impl Cri {
             timeout: grace,
         };
         self.call(client.stop_container(request)).map(drop)
-    }
-
-    /// How a container does.
-    ///
-    /// # Errors
-    /// What containerd says.
-    pub fn status(&self, container: &str) -> Result<v1::ContainerStatus, Status> {
-        let mut client = self.client.clone();
-        let request = v1::ContainerStatusRequest {
-            container_id: container.to_owned(),
-        };
-        let answer = self.call(client.container_status(request))?;
-        answer
-            .status
-            .ok_or_else(|| Status::internal("an answer without a status"))
-    }
-
-    /// Waits until a container has ended.
-    ///
-    /// # Errors
-    /// What containerd says, or that it has not ended after `limit`.
-    pub fn wait(&self, container: &str, limit: Duration) -> Result<v1::ContainerStatus, Status> {
-        let end = std::time::Instant::now() + limit;
-        loop {
-            let status = self.status(container)?;
-            if status.state() == v1::ContainerState::ContainerExited {
-                return Ok(status);
-            }
-            if std::time::Instant::now() > end {
-                return Err(Status::deadline_exceeded("the container has not ended"));
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
     }
 
     /// What a container has written, as the kubelet would read it from its log.
@@ -433,27 +371,6 @@ impl Drop for Cri {
             // Whoever did not remove it is failing already, and says why.
             let _ = self.remove_pod(&pod);
         }
-    }
-}
-
-fn linux(container: &Container) -> v1::LinuxContainerConfig {
-    use v1::security_profile::ProfileType;
-    let profile = if container.seccomp {
-        ProfileType::RuntimeDefault
-    } else {
-        ProfileType::Unconfined
-    };
-    v1::LinuxContainerConfig {
-        resources: Some(v1::LinuxContainerResources {
-            memory_limit_in_bytes: container.memory,
-        }),
-        security_context: Some(v1::LinuxContainerSecurityContext {
-            privileged: false,
-            seccomp: Some(v1::SecurityProfile {
-                profile_type: profile.into(),
-                localhost_ref: String::new(),
-            }),
-        }),
     }
 }
 

@@ -187,6 +187,7 @@ impl Node {
             memory: "256M".into(),
             vcpus: 1,
             boot_timeout: 300,
+            more: String::new(),
         })
     }
 

@@ -1,0 +1,192 @@
+//! A pod's VM is as large as the pod may become, and what a pod may not have is refused before there is one.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{processes, stage, with_config};
+use orlop_testbed::containerd::cri::{Container, Cri, Pod, resources, v1};
+use orlop_testbed::containerd::{HANDLER, OrlopConfig};
+
+/// A command that goes on until it is told to end, and then ends at once.
+const WAIT: &[&str] = &["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"];
+const MIB: i64 = 1 << 20;
+
+#[test]
+fn a_vm_is_as_large_as_its_pods_limits() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let limits = resources(1500, 96 * MIB);
+    let pod = cri
+        .run_pod_changed("limits", HANDLER, |config| {
+            config.linux.as_mut().unwrap().resources = Some(limits);
+        })
+        .unwrap();
+    let container = Container {
+        memory: 96 * MIB,
+        cpu: 1500,
+        ..Container::busybox("main", WAIT)
+    };
+    let main = cri.run(&pod, &container).unwrap();
+    assert_eq!(vcpus(&cri, &main), 2);
+    // 64 MiB for the guest and a 64th; the kernel's own part does not count as memory.
+    let total = memory(&cri, &main, "MemTotal");
+    assert!((96..=161).contains(&total), "{total} MiB");
+    let left = memory(&cri, &main, "MemAvailable");
+    println!("of 161 MiB the guest has {total}, of which {left} are to be had");
+    assert!(left >= 90, "{left} MiB are left for a container of 96 MiB");
+    assert_eq!(
+        output(&cri, &main, "cat /sys/fs/cgroup/cpu.max"),
+        "150000 100000\n"
+    );
+    assert_eq!(
+        output(&cri, &main, "cat /sys/fs/cgroup/memory.max"),
+        format!("{}\n", 96 * MIB)
+    );
+    cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn the_first_containers_limits_count_where_nobody_tells_the_pods() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let pod = cri.run_pod("first").unwrap();
+    let container = Container {
+        memory: 400 * MIB,
+        cpu: 2000,
+        ..Container::busybox("main", WAIT)
+    };
+    let main = cri.run(&pod, &container).unwrap();
+    assert_eq!(vcpus(&cri, &main), 2);
+    let total = memory(&cri, &main, "MemTotal");
+    assert!((400..=471).contains(&total), "{total} MiB");
+    cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_pods_annotations_say_what_its_vm_is() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let permit =
+        |config: &mut OrlopConfig| config.more = "allow_annotations = [\"cmdline\"]".into();
+    with_config(&stage, permit, || {
+        let pod = annotated(
+            &cri,
+            &[
+                ("orlop.dev/vcpus", "2"),
+                ("orlop.dev/memory", "320Mi"),
+                ("orlop.dev/cmdline", "story.of=annotations"),
+            ],
+        );
+        let pod = pod.unwrap();
+        let main = cri.run(&pod, &Container::busybox("main", WAIT)).unwrap();
+        assert_eq!(vcpus(&cri, &main), 2);
+        let total = memory(&cri, &main, "MemTotal");
+        assert!((256..=320).contains(&total), "{total} MiB");
+        let line = output(&cri, &main, "cat /proc/cmdline");
+        assert!(line.contains(" story.of=annotations"), "{line}");
+        cri.remove_pod(&pod).unwrap();
+    });
+    stage.leaves_nothing();
+}
+
+#[test]
+fn what_a_pod_may_not_have_is_refused_at_once_with_the_reason() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let bound = |config: &mut OrlopConfig| {
+        config.more = "max_vcpus = 2\nmax_memory = \"1G\"".into();
+    };
+    with_config(&stage, bound, || {
+        for (name, value, words) in [
+            (
+                "orlop.dev/vcpus",
+                "3",
+                ["orlop.dev/vcpus is 3", "1 to 2 vCPUs"],
+            ),
+            (
+                "orlop.dev/vcpus",
+                "many",
+                ["orlop.dev/vcpus is \"many\"", "a whole number"],
+            ),
+            (
+                "orlop.dev/memory",
+                "2Gi",
+                ["orlop.dev/memory is 2048M", "64M to 1024M"],
+            ),
+            (
+                "orlop.dev/memory",
+                "1.5Gi",
+                ["orlop.dev/memory is \"1.5Gi\"", "512Mi or 2Gi"],
+            ),
+            (
+                "orlop.dev/cpus",
+                "2",
+                ["orlop.dev/cpus is not known", "orlop.dev/vcpus"],
+            ),
+            (
+                "orlop.dev/kernel",
+                "/boot/vmlinuz",
+                ["orlop.dev/kernel is", "allow_annotations"],
+            ),
+        ] {
+            let started = Instant::now();
+            let error = annotated(&cri, &[(name, value)]).unwrap_err();
+            let message = error.message();
+            for word in words {
+                assert!(
+                    message.contains(word),
+                    "{name}={value}: no {word:?} in {message}"
+                );
+            }
+            assert_eq!(message.lines().count(), 1, "{message}");
+            assert!(started.elapsed() < Duration::from_secs(60), "not at once");
+            assert_eq!(processes("orlop"), [0_u32; 0], "a VM was started");
+        }
+        // A container that would have the pod grow beyond its bounds.
+        let pod = cri.run_pod("bounds").unwrap();
+        let large = Container {
+            memory: 1024 * MIB,
+            ..Container::busybox("large", WAIT)
+        };
+        let error = cri.run(&pod, &large).unwrap_err();
+        let message = error.message();
+        assert!(message.contains("64M to 1024M"), "{message}");
+        // The pod is none the worse.
+        let small = cri.run(&pod, &Container::busybox("small", WAIT)).unwrap();
+        assert_eq!(vcpus(&cri, &small), 1);
+        cri.remove_pod(&pod).unwrap();
+    });
+    stage.leaves_nothing();
+}
+
+fn annotated(cri: &Cri, annotations: &[(&str, &str)]) -> Result<Pod, tonic::Status> {
+    cri.run_pod_changed("annotated", HANDLER, |config: &mut v1::PodSandboxConfig| {
+        let pairs = annotations
+            .iter()
+            .map(|&(key, value)| (key.into(), value.into()));
+        config.annotations = pairs.collect();
+    })
+}
+
+/// How many processors a container sees.
+fn vcpus(cri: &Cri, container: &str) -> u32 {
+    let text = output(cri, container, "grep -c ^processor /proc/cpuinfo");
+    text.trim().parse().unwrap()
+}
+
+/// A line of the guest's `/proc/meminfo`, in MiB.
+fn memory(cri: &Cri, container: &str, what: &str) -> u64 {
+    let text = output(cri, container, &format!("grep ^{what}: /proc/meminfo"));
+    let kib: u64 = text.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kib >> 10
+}
+
+fn output(cri: &Cri, container: &str, script: &str) -> String {
+    let done = cri.exec(container, &["sh", "-c", script]).unwrap();
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.exit_code, 0, "{script}: {error}");
+    String::from_utf8(done.stdout).unwrap()
+}
