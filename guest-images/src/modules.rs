@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The modules that every guest needs, by name: virtio over PCI, the devices that Orlop offers, and the file systems of containers.
-pub const GUEST: [&str; 13] = [
+pub const GUEST: [&str; 14] = [
     "virtio_pci",
     "vmw_vsock_virtio_transport",
     "virtiofs",
@@ -18,6 +18,7 @@ pub const GUEST: [&str; 13] = [
     "virtio_net",
     "virtio_rng",
     "virtio_balloon",
+    "virtio_mem",
     "erofs",
     "overlay",
     "button",

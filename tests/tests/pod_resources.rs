@@ -162,6 +162,69 @@ fn what_a_pod_may_not_have_is_refused_at_once_with_the_reason() {
     stage.leaves_nothing();
 }
 
+#[test]
+fn a_vm_grows_with_its_pod_and_shrinks_again() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let pod = cri.run_pod("grows").unwrap();
+    let first = Container {
+        memory: 64 * MIB,
+        cpu: 500,
+        ..Container::busybox("first", WAIT)
+    };
+    let first = cri.run(&pod, &first).unwrap();
+    assert_eq!(vcpus(&cri, &first), 1);
+    let at_first = memory(&cri, &first, "MemTotal");
+    assert!(at_first <= 129, "{at_first} MiB");
+
+    // A container that comes later brings what it needs with it, before it runs.
+    let second = Container {
+        memory: 256 * MIB,
+        cpu: 1000,
+        ..Container::busybox("second", WAIT)
+    };
+    let second = cri.run(&pod, &second).unwrap();
+    let total = memory(&cri, &second, "MemTotal");
+    assert!(total >= at_first + 240, "{at_first} MiB, then {total}");
+    until(|| vcpus(&cri, &second) == 2);
+    // It can use what it was promised.
+    let script = "head -c 200000000 /dev/zero | tail -c 200000000 | wc -c";
+    assert_eq!(output(&cri, &second, script), "200000000\n");
+
+    // New limits hold in the guest, and the VM goes with them.
+    cri.update(&second, resources(1000, 384 * MIB)).unwrap();
+    let more = memory(&cri, &second, "MemTotal");
+    assert!(more >= total + 120, "{total} MiB, then {more}");
+    let limit = output(&cri, &second, "cat /sys/fs/cgroup/memory.max");
+    assert_eq!(limit, format!("{}\n", 384 * MIB));
+    cri.update(&second, resources(250, 64 * MIB)).unwrap();
+    assert_eq!(
+        output(&cri, &second, "cat /sys/fs/cgroup/cpu.max"),
+        "25000 100000\n"
+    );
+    let limit = output(&cri, &second, "cat /sys/fs/cgroup/memory.max");
+    assert_eq!(limit, format!("{}\n", 64 * MIB));
+    until(|| vcpus(&cri, &first) == 1);
+    until(|| memory(&cri, &first, "MemTotal") < more - 100);
+
+    // More than there can be is refused, and nothing has changed.
+    let error = cri.update(&second, resources(250, 1 << 40)).unwrap_err();
+    assert!(error.message().contains("memory"), "{}", error.message());
+    let limit = output(&cri, &second, "cat /sys/fs/cgroup/memory.max");
+    assert_eq!(limit, format!("{}\n", 64 * MIB));
+    cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+/// Waits for what a guest does in its own time.
+fn until(holds: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(180);
+    while !holds() {
+        assert!(Instant::now() < end, "not within three minutes");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
 fn annotated(cri: &Cri, annotations: &[(&str, &str)]) -> Result<Pod, tonic::Status> {
     cri.run_pod_changed("annotated", HANDLER, |config: &mut v1::PodSandboxConfig| {
         let pairs = annotations

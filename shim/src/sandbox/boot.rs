@@ -18,7 +18,7 @@ use orlop_proto::connect;
 
 use super::Pod;
 use super::output::Output;
-use super::size::Size;
+use super::shape::Shape;
 use super::state::sockets;
 use super::vm::{Programs, Vm};
 use crate::logging::phase;
@@ -28,6 +28,9 @@ use crate::process::spawn::{INHERITED_FD, Running};
 /// What every guest's kernel is told; DESIGN of the boot: nothing is probed that a VM does not have.
 const CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux \
     i8042.dumbkbd swiotlb=noforce cryptomgr.notests tsc=reliable random.trust_cpu=1";
+
+/// Memory that comes is used, and for what can be moved out of it again.
+const MOVABLE_MEMORY: &str = " memhp_default_state=online_movable";
 
 /// How long an agent that has said that it is ready may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -77,20 +80,20 @@ pub enum BootError {
     },
 }
 
-/// Boots the VM of `pod`, whose share is prepared, with this size.
+/// Boots the VM of `pod`, whose share is prepared, in this shape.
 ///
 /// # Errors
 /// When it does not come up; then nothing of it is left running.
-pub(super) async fn boot(pod: &Pod, size: Size) -> Result<Vm, BootError> {
-    let booted = boot_in_network(pod, size).await;
+pub(super) async fn boot(pod: &Pod, shape: Shape) -> Result<Vm, BootError> {
+    let booted = boot_in_network(pod, shape).await;
     if booted.is_err() {
         pod.leave_network().await;
     }
     booted
 }
 
-async fn boot_in_network(pod: &Pod, size: Size) -> Result<Vm, BootError> {
-    let cards = pod.join_network(size.vcpus).await?;
+async fn boot_in_network(pod: &Pod, shape: Shape) -> Result<Vm, BootError> {
+    let cards = pod.join_network(shape.boot.vcpus).await?;
     if !cards.is_empty() {
         phase("network-joined", &pod.id);
     }
@@ -100,7 +103,7 @@ async fn boot_in_network(pod: &Pod, size: Size) -> Result<Vm, BootError> {
     let ready_path = PathBuf::from(format!("{}_{CONTROL_PORT}", sockets::VSOCK));
     let ready = listen(&ready_path)?;
 
-    let booted = try_boot(pod, size, cards, ready).await;
+    let booted = try_boot(pod, shape, cards, ready).await;
     // One connection is all that is listened for: later ones of the guest find nobody.
     let _ = std::fs::remove_file(&ready_path);
     let mut programs = booted?;
@@ -113,7 +116,7 @@ async fn boot_in_network(pod: &Pod, size: Size) -> Result<Vm, BootError> {
     match agent {
         Ok(agent) => {
             pod.forward_ports(&vsock).await;
-            Ok(Vm::new(programs, agent, vsock))
+            Ok(Vm::new(programs, agent, vsock, shape))
         }
         Err(error) => {
             programs.kill().await;
@@ -124,7 +127,7 @@ async fn boot_in_network(pod: &Pod, size: Size) -> Result<Vm, BootError> {
 
 async fn try_boot(
     pod: &Pod,
-    size: Size,
+    shape: Shape,
     cards: Vec<Card>,
     ready: UnixListener,
 ) -> Result<Programs, BootError> {
@@ -132,7 +135,7 @@ async fn try_boot(
     save(pod, None, &virtiofsd)?;
     phase("virtiofsd-started", &pod.id);
 
-    let (vmm, vmm_output, console) = start_vmm(pod, size, cards).await?;
+    let (vmm, vmm_output, console) = start_vmm(pod, shape, cards).await?;
     save(pod, Some(&vmm), &virtiofsd)?;
     phase("vmm-started", &pod.id);
 
@@ -242,12 +245,16 @@ async fn start_virtiofsd(
 
 async fn start_vmm(
     pod: &Pod,
-    size: Size,
+    shape: Shape,
     cards: Vec<Card>,
 ) -> Result<(Running, Output, Output), BootError> {
     let config = &pod.config;
     let annotations = pod.annotations();
+    let (vcpus, memory) = shape.arguments();
     let mut cmdline = CMDLINE.to_owned();
+    if shape.may_have_more_memory() {
+        cmdline.push_str(MOVABLE_MEMORY);
+    }
     let more = [
         &config.cmdline_extra,
         &annotations.cmdline.unwrap_or_default(),
@@ -264,8 +271,8 @@ async fn start_vmm(
         .arg("--initramfs")
         .arg(&config.initramfs)
         .args(["--cmdline", &cmdline])
-        .args(["--cpus", &size.vcpus.to_string()])
-        .args(["--memory", &size.memory.to_string()])
+        .args(["--cpus", &vcpus])
+        .args(["--memory", &memory])
         // Through a pipe, not to a file: a guest may print without end.
         .args(["--console", "stdio"])
         .args(["--api-socket", sockets::VMM])

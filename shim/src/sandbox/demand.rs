@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::memory_size::MemorySize;
 use crate::spec::{Annotations, Restricted};
 
+use super::shape::Shape;
 use super::size::{Bounds, Limits, Size, SizeError};
 use super::{Pod, lock};
 
@@ -37,11 +38,11 @@ impl Pod {
         fits.map(drop)
     }
 
-    /// Counts container `id` among those that the VM must have room for, or counts it anew. Answers what it counted as before.
+    /// Counts container `id` among those that the VM must have room for, or counts it anew.
     ///
     /// # Errors
     /// When the pod cannot have as much; nothing has changed then.
-    pub fn admit(&self, id: &str, limits: Limits) -> Result<Option<Limits>, SizeError> {
+    pub fn admit(&self, id: &str, limits: Limits) -> Result<(), SizeError> {
         let mut demand = lock(&self.demand);
         let before = demand.containers.insert(id.to_owned(), limits);
         let fits = demand.size(&self.bounds());
@@ -51,7 +52,7 @@ impl Pod {
                 None => demand.containers.remove(id),
             };
         }
-        fits.map(|_| before)
+        fits.map(drop)
     }
 
     /// Container `id` needs no room any more.
@@ -67,6 +68,19 @@ impl Pod {
     /// How large the VM should be for what is in the pod now.
     pub(super) fn wanted(&self) -> Result<Size, SizeError> {
         lock(&self.demand).size(&self.bounds())
+    }
+
+    /// What container `id` may have; no limits for one that is not there.
+    pub fn limits(&self, id: &str) -> Limits {
+        let demand = lock(&self.demand);
+        demand.containers.get(id).copied().unwrap_or_default()
+    }
+
+    /// What a VM that boots now is to be.
+    pub(super) fn shape(&self) -> Result<Shape, SizeError> {
+        let (demand, bounds) = (lock(&self.demand), self.bounds());
+        let size = demand.size(&bounds)?;
+        Ok(Shape::new(size, &demand.annotations.size, &bounds))
     }
 
     /// What the pod's annotations ask for.

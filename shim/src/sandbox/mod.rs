@@ -16,6 +16,8 @@ mod demand;
 mod forward;
 mod network;
 mod output;
+mod resize;
+mod shape;
 pub mod share;
 pub mod size;
 pub mod state;
@@ -176,8 +178,8 @@ impl Pod {
                 tokio::task::spawn_blocking(move || share.prepare())
                     .await
                     .unwrap_or(Err(ShareError::Interrupted))?;
-                let size = self.wanted()?;
-                let vm = Arc::new(boot::boot(self, size).await?);
+                let shape = self.shape()?;
+                let vm = Arc::new(boot::boot(self, shape).await?);
                 *slot = Slot::Running(vm.clone());
                 Ok(Lease { vm, booted: true })
             }

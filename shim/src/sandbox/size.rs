@@ -121,6 +121,30 @@ impl Limits {
         }
     }
 
+    /// These, where `resources` name no others.
+    #[must_use]
+    pub fn changed(&self, resources: &LinuxResources) -> Self {
+        let new = Self::of(Some(resources));
+        let cpu = resources.cpu().as_ref();
+        let memory = resources.memory().as_ref();
+        let names_cpu = cpu.is_some_and(|cpu| cpu.quota().is_some());
+        let names_shares = cpu.is_some_and(|cpu| cpu.shares().is_some());
+        let names_memory = memory.is_some_and(|memory| memory.limit().is_some());
+        Self {
+            cpu: if names_cpu { new.cpu } else { self.cpu },
+            shares: if names_shares {
+                new.shares
+            } else {
+                self.shares
+            },
+            memory: if names_memory {
+                new.memory
+            } else {
+                self.memory
+            },
+        }
+    }
+
     /// A quota of CPU time in each period, in microseconds. None for what means no limit.
     pub fn cpu_of(quota: i64, period: u64) -> Option<u64> {
         let quota = u64::try_from(quota).ok().filter(|quota| *quota > 0)?;

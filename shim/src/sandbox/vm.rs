@@ -18,6 +18,7 @@ use tonic::{Response, Status};
 
 use super::boot::describe;
 use super::output::Output;
+use super::shape::Shape;
 use crate::codes::{Failure, Outcome};
 use crate::process::spawn::Running;
 
@@ -94,10 +95,16 @@ pub struct Vm {
     ended: watch::Receiver<Option<String>>,
     kill: std::sync::Arc<Notify>,
     asked_to_end: AtomicBool,
+    shape: tokio::sync::Mutex<Shape>,
 }
 
 impl Vm {
-    pub(super) fn new(programs: Programs, agent: AgentClient<Channel>, vsock: PathBuf) -> Self {
+    pub(super) fn new(
+        programs: Programs,
+        agent: AgentClient<Channel>,
+        vsock: PathBuf,
+        shape: Shape,
+    ) -> Self {
         let pid = programs.vmm.identity().pid;
         let kill = std::sync::Arc::new(Notify::new());
         let (end, ended) = watch::channel(None);
@@ -109,6 +116,7 @@ impl Vm {
             ended,
             kill,
             asked_to_end: AtomicBool::new(false),
+            shape: tokio::sync::Mutex::new(shape),
         }
     }
 
@@ -120,6 +128,11 @@ impl Vm {
     /// The socket behind which the guest's vsock ports are.
     pub fn vsock(&self) -> &Path {
         &self.vsock
+    }
+
+    /// How large it is. One at a time changes that.
+    pub(super) async fn shape(&self) -> tokio::sync::MutexGuard<'_, Shape> {
+        self.shape.lock().await
     }
 
     /// The agent. Calls go through [`Vm::call`].

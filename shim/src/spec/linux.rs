@@ -97,7 +97,7 @@ fn is_portable(device: &LinuxDevice) -> bool {
 }
 
 /// Leaves the limits that mean the same in the guest, and drops those that name the host's CPUs, nodes and devices.
-fn adapt_resources(mut resources: LinuxResources) -> LinuxResources {
+pub(super) fn adapt_resources(mut resources: LinuxResources) -> LinuxResources {
     if let Some(mut cpu) = resources.cpu().clone() {
         cpu.set_cpus(None)
             .set_mems(None)

@@ -13,7 +13,7 @@ mod network;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Hooks, Process, Spec};
+use oci_spec::runtime::{Hooks, LinuxResources, Process, Spec};
 use orlop_proto::agent::SHARE_MOUNT;
 
 use crate::network::HOST_NETWORK;
@@ -137,6 +137,28 @@ pub fn adapt_exec(process: &[u8], terminal: bool) -> Result<Vec<u8>, SpecError> 
     serde_json::to_vec(&process).map_err(|error| SpecError::Write(error.to_string()))
 }
 
+/// Other limits for a container, for the guest and for whoever counts them.
+#[derive(Debug)]
+pub struct Update {
+    /// Those that mean something in the guest.
+    pub resources: LinuxResources,
+    /// The same as JSON.
+    pub json: Vec<u8>,
+}
+
+/// Adapts new limits of a container, given as JSON.
+///
+/// # Errors
+/// When they are no OCI resources.
+pub fn adapt_update(resources: &[u8]) -> Result<Update, SpecError> {
+    let resources: LinuxResources = serde_json::from_slice(resources)
+        .map_err(|error| SpecError::Write(format!("not OCI resources: {error}")))?;
+    let resources = linux::adapt_resources(resources);
+    let json =
+        serde_json::to_vec(&resources).map_err(|error| SpecError::Write(error.to_string()))?;
+    Ok(Update { resources, json })
+}
+
 /// The container's directory in the share, as the guest sees it.
 fn guest_directory(id: &str) -> PathBuf {
     Path::new(SHARE_MOUNT).join(id)
@@ -239,6 +261,19 @@ mod tests {
             adapt(&spec, "c", &PodSpec::default()).unwrap_err(),
             SpecError::NoProcess
         );
+    }
+
+    #[test]
+    fn an_update_loses_what_is_the_hosts() {
+        let resources = json!({
+            "cpu": {"quota": 5, "cpus": "0-3"},
+            "memory": {"limit": 7},
+            "blockIO": {"weight": 10},
+        });
+        let update = adapt_update(resources.to_string().as_bytes()).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&update.json).unwrap();
+        assert_eq!(json, json!({"cpu": {"quota": 5}, "memory": {"limit": 7}}));
+        assert!(adapt_update(b"").is_err());
     }
 
     #[test]

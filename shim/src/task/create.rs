@@ -171,6 +171,8 @@ impl Tasks {
         })?;
         if lease.booted {
             self.end_sandbox_with(lease.vm.clone());
+        } else {
+            self.pod.grow(&lease.vm).await?;
         }
         let create = CreateRequest {
             container: id.to_owned(),

@@ -2,7 +2,7 @@
 //!
 //! - [`service`] is the ttrpc interface, as thin as it can be;
 //! - [`Tasks`] is what it calls: [`create`] makes a container, [`lifecycle`] starts, signals and deletes, [`query`] answers
-//!   questions;
+//!   questions, [`update`] changes what a container may have;
 //! - [`registry`] holds the containers by id, [`container`] and [`process`] are what is held;
 //! - [`supervise`] waits for a process's end, and [`memory`] for processes that are killed for want of memory.
 //!
@@ -18,6 +18,7 @@ mod query;
 pub mod registry;
 pub mod service;
 mod supervise;
+mod update;
 
 use std::sync::Arc;
 
@@ -36,6 +37,8 @@ pub struct Tasks {
     registry: Registry,
     events: Publisher,
     exit: Arc<Notify>,
+    /// Held by whoever changes what a container may have.
+    updating: tokio::sync::Mutex<()>,
 }
 
 impl Tasks {
@@ -46,6 +49,7 @@ impl Tasks {
             registry: Registry::default(),
             events,
             exit,
+            updating: tokio::sync::Mutex::default(),
         }
     }
 

@@ -166,8 +166,11 @@ impl Task for Service {
         Ok(Empty::new())
     }
 
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        Err(Failure::unimplemented("changing a running container's limits is not supported").into())
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        run!(self, "update", |tasks| tasks
+            .update(request)
+            .await
+            .map(|()| Empty::new()))
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {

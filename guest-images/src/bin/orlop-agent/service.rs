@@ -11,13 +11,14 @@ use orlop_proto::agent::v1::{
     PauseRequest, PauseResponse, Phase, PidsRequest, PidsResponse, ResizeRequest, ResizeResponse,
     ResumeRequest, ResumeResponse, ShutdownRequest, ShutdownResponse, SignalRequest,
     SignalResponse, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
-    StatsResponse, WaitOomRequest, WaitOomResponse, WaitRequest, WaitResponse,
+    StatsResponse, UpdateRequest, UpdateResponse, WaitOomRequest, WaitOomResponse, WaitRequest,
+    WaitResponse,
 };
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
 
 use crate::container::{Containers, Creation, Root};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{Id, ProcessId};
 use crate::network;
 
@@ -162,6 +163,22 @@ impl Agent for AgentService {
     async fn stats(&self, request: Request<StatsRequest>) -> Answer<StatsResponse> {
         let container = Id::parse(&request.into_inner().container)?;
         Ok(Response::new(self.containers.stats(&container)?))
+    }
+
+    async fn update(&self, request: Request<UpdateRequest>) -> Answer<UpdateResponse> {
+        let request = request.into_inner();
+        let container = Id::parse(&request.container)?;
+        // The kernel may reclaim memory before it answers.
+        let containers = self.containers.clone();
+        let changing =
+            tokio::task::spawn_blocking(move || containers.update(&container, &request.resources));
+        finish(async move {
+            changing
+                .await
+                .unwrap_or_else(|e| Err(Error::system("update", e)))
+        })
+        .await?;
+        Ok(Response::new(UpdateResponse {}))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Answer<DeleteResponse> {

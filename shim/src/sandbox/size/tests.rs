@@ -266,6 +266,32 @@ fn limits_are_read_as_the_specification_means_them() {
         assert_eq!(limits, Limits::default());
     }
     assert_eq!(Limits::of(None), Limits::default());
+    let changed = |resources: serde_json::Value| {
+        let resources: LinuxResources = serde_json::from_value(resources).unwrap();
+        some.changed(&resources)
+    };
+    assert_eq!(changed(json!({})), some);
+    assert_eq!(
+        changed(json!({"cpu": {"shares": 2}})),
+        Limits { shares: 2, ..some }
+    );
+    let free = changed(json!({"cpu": {"quota": -1}, "memory": {"limit": -1}}));
+    assert_eq!(
+        free,
+        Limits {
+            cpu: None,
+            memory: None,
+            ..some
+        }
+    );
+    let more = changed(json!({"memory": {"limit": 5 << 20}}));
+    assert_eq!(
+        more,
+        Limits {
+            memory: Some(mib(5)),
+            ..some
+        }
+    );
     assert_eq!(Limits::cpu_of(i64::MAX, 0), Some(u64::MAX));
     assert_eq!(Limits::memory_of(i64::MIN), None);
 }

@@ -1,8 +1,9 @@
 //! A container's control group (cgroup v2; Documentation/admin-guide/cgroup-v2.rst).
 //!
-//! libcontainer makes the group and sets its limits; this freezes it and takes it away. [`stats`] reads what it counts, and [`memory`]
+//! libcontainer makes the group and sets its limits; this freezes it and takes it away, and [`limits`] sets others. [`stats`] reads what it counts, and [`memory`]
 //! hears of processes that were killed for want of memory.
 
+mod limits;
 pub mod memory;
 mod stats;
 

@@ -112,6 +112,25 @@ impl Containers {
         Ok(self.container(container)?.cgroup.stats())
     }
 
+    /// Gives a container other limits. `resources` is an OCI object as JSON.
+    ///
+    /// # Errors
+    /// As the interface says.
+    pub fn update(&self, id: &Id, resources: &[u8]) -> Result<()> {
+        let container = self.container(id)?;
+        let resources = serde_json::from_slice(resources)
+            .map_err(|error| Error::Invalid(format!("these are no limits: {error}")))?;
+        if container.init.is_over() {
+            return Err(Error::State(format!("container {id} has exited")));
+        }
+        container.cgroup.set_limits(&resources).map_err(|error| {
+            Error::system(
+                format_args!("container {id} cannot have these limits"),
+                error,
+            )
+        })
+    }
+
     /// Waits until more than `seen` of a container's processes have been killed for want of memory, or its own process has exited.
     /// Answers how many were killed.
     ///

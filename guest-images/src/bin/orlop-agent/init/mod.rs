@@ -12,6 +12,7 @@ mod modules;
 mod mounts;
 mod network;
 mod power;
+mod processors;
 mod root;
 
 use std::process::ExitCode;
@@ -62,6 +63,7 @@ fn run() -> anyhow::Result<()> {
     serve::in_guest(phases, move || {
         later.load();
         std::thread::spawn(clock::follow);
+        std::thread::spawn(processors::follow);
         button::watch();
     })
 }

@@ -32,6 +32,7 @@ const NETWORK: u32 = 1;
 const BLOCK: u32 = 2;
 const ENTROPY: u32 = 4;
 const BALLOON: u32 = 5;
+const MEMORY: u32 = 24;
 const FILE_SYSTEM: u32 = 26;
 
 fn when(module: &str) -> When {
@@ -41,6 +42,7 @@ fn when(module: &str) -> When {
         "virtio_blk" | "erofs" | "libcrc32c" => When::NowFor(BLOCK),
         "virtio_rng" => When::LaterFor(ENTROPY),
         "virtio_balloon" => When::LaterFor(BALLOON),
+        "virtio_mem" => When::LaterFor(MEMORY),
         // A root file system on a disk has a layer above it.
         "overlay" => When::NowForElseLater(BLOCK),
         "button" | "evdev" | "ptp_kvm" => When::Later,
