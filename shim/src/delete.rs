@@ -37,13 +37,15 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
     let directory = StateDir::of(&config.state, &cli.namespace, sandbox);
 
     let cleaned = if sandbox == cli.id {
-        directory.kill_processes(true, Instant::now() + KILL_TIMEOUT);
+        let deadline = Instant::now() + KILL_TIMEOUT;
+        directory.kill_processes(true, deadline);
         let socket = ShimSocket::of(&cli.address, &cli.namespace, sandbox);
         let _ = std::fs::remove_file(socket.path());
         if let Some(joined) = directory.load().ok().and_then(|state| state.network) {
             network::part(&joined);
         }
-        directory.remove()
+        let uncounted = remove_cgroup(&directory, deadline);
+        directory.remove().and(uncounted)
     } else {
         Share::of(&directory).remove(&cli.id)
     };
@@ -61,4 +63,13 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
     cleaned?;
     unmounted?;
     Ok(())
+}
+
+/// Removes the pod's cgroup, with whatever is still in it: the pod's processes have been killed, and no other belongs there.
+fn remove_cgroup(directory: &StateDir, deadline: Instant) -> std::io::Result<()> {
+    let Some(cgroup) = directory.load().ok().and_then(|state| state.cgroup) else {
+        return Ok(());
+    };
+    cgroup.kill();
+    cgroup.remove(deadline).map_err(std::io::Error::other)
 }

@@ -8,11 +8,12 @@
 //!
 //! The rooms: [`task`] answers containerd's calls and holds the containers and their processes; [`sandbox`] is the
 //! pod's VM and what it takes on this machine; [`spec`] turns a host's OCI spec into a guest's; [`io`] moves
-//! standard input and output; [`network`] joins the pod's network to the VM's cards; [`mounts`] and [`process`] are the
+//! standard input and output; [`network`] joins the pod's network to the VM's cards; [`cgroup`] is where the pod's processes are counted; [`mounts`] and [`process`] are the
 //! system calls underneath.
 
 mod address;
 mod bundle;
+mod cgroup;
 mod cli;
 mod codes;
 mod config;

@@ -11,6 +11,8 @@ use containerd_shim_protos::ttrpc;
 use tokio::sync::Notify;
 
 use crate::address::ShimSocket;
+use crate::bundle;
+use crate::cgroup::{Cgroup, Home};
 use crate::cli::Cli;
 use crate::config::Config;
 use crate::events::Publisher;
@@ -28,19 +30,34 @@ const END_TIMEOUT: Duration = Duration::from_secs(3);
 /// When it cannot begin to.
 pub fn run(cli: &Cli) -> anyhow::Result<()> {
     logging::init(&cli.id, logging::open_fifo(Path::new("log")), cli.debug);
+    // First of all, so that what this process takes is the pod's.
+    let cgroup = enter_cgroup();
     let served = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the shim's runtime")
-        .and_then(|runtime| runtime.block_on(serve(cli)));
+        .and_then(|runtime| runtime.block_on(serve(cli, cgroup)));
     if let Err(error) = &served {
         log::error!("{error:#}");
     }
     served
 }
 
-async fn serve(cli: &Cli) -> anyhow::Result<()> {
+/// Goes into the cgroup that the spec in the working directory names. A pod whose use is not counted where it should be is still a pod.
+fn enter_cgroup() -> Option<(Cgroup, Home)> {
+    let spec = bundle::spec(Path::new(".")).ok()?;
+    let path = spec.linux().as_ref()?.cgroups_path().clone()?;
+    match Cgroup::enter(&path) {
+        Ok(entered) => entered,
+        Err(error) => {
+            log::warn!("what the pod takes counts elsewhere: {error}");
+            None
+        }
+    }
+}
+
+async fn serve(cli: &Cli, cgroup: Option<(Cgroup, Home)>) -> anyhow::Result<()> {
     // SAFETY: `start` passes the listening socket as this descriptor, and nothing else in this process has it.
     let listener = UnixListener::from(unsafe { OwnedFd::from_raw_fd(INHERITED_FD) });
     listener
@@ -58,6 +75,9 @@ async fn serve(cli: &Cli) -> anyhow::Result<()> {
         socket.clone(),
         Spawner::new()?,
     ));
+    if let Some((cgroup, home)) = cgroup {
+        pod.set_cgroup(cgroup, home);
+    }
     pod.begin()?;
     // The pod's sockets are named relative to it; and no file system of a bundle is kept busy.
     std::env::set_current_dir(pod.directory.path()).context("cannot enter the pod's directory")?;

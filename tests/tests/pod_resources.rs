@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use common::{processes, stage, with_config};
@@ -212,6 +213,71 @@ fn a_vm_grows_with_its_pod_and_shrinks_again() {
     assert!(error.message().contains("memory"), "{}", error.message());
     let limit = output(&cri, &second, "cat /sys/fs/cgroup/memory.max");
     assert_eq!(limit, format!("{}\n", 64 * MIB));
+    cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn what_a_pod_takes_is_counted_in_its_cgroup() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    // As the kubelet names it with the driver cgroupfs, and with systemd.
+    let slices = "/orlopstory.slice/orlopstory-pod1.slice";
+    for parent in ["/orlopstory/pod1", slices] {
+        let pod = cri
+            .run_pod_changed("counted", HANDLER, |config| {
+                config.linux.as_mut().unwrap().cgroup_parent = parent.into();
+            })
+            .unwrap();
+        let main = cri.run(&pod, &Container::busybox("main", WAIT)).unwrap();
+        let own = if parent == slices {
+            format!("{parent}/cri-containerd-{}.scope", pod.id)
+        } else {
+            format!("{parent}/{}", pod.id)
+        };
+        for program in ["containerd-shim-orlop-v2", "orlop", "virtiofsd"] {
+            let all = processes(program);
+            assert!(!all.is_empty(), "no {program}");
+            for id in all {
+                let cgroup = fs::read_to_string(format!("/proc/{id}/cgroup")).unwrap();
+                assert_eq!(cgroup, format!("0::{own}\n"), "{program}");
+            }
+        }
+        // What the guest takes is there, and not somewhere else.
+        let counted = || -> i64 {
+            let text = fs::read_to_string(pod.cgroup().join("memory.current")).unwrap();
+            text.trim().parse().unwrap()
+        };
+        let before = counted();
+        println!("{parent}: an idle pod takes {} MiB", before / MIB);
+        output(
+            &cri,
+            &main,
+            "dd if=/dev/urandom of=/dev/shm/file bs=1M count=48 2>&1",
+        );
+        let after = counted();
+        assert!(after >= before + 40 * MIB, "{before}, then {after}");
+        cri.remove_pod(&pod).unwrap();
+        let top = pod.cgroup();
+        fs::remove_dir(top.parent().unwrap()).unwrap();
+    }
+    // A container without a pod, which nobody makes a cgroup for.
+    let done = stage.run("echo here");
+    assert_eq!(done.output(), "here\n", "{}", done.error());
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_pods_cgroup_goes_though_all_that_was_in_it_was_killed() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let pod = cri.run_pod("killed").unwrap();
+    let main = cri.run(&pod, &Container::busybox("main", WAIT)).unwrap();
+    assert!(pod.cgroup().join(&pod.id).exists());
+    // All at once, so that none of them can clean up after another.
+    fs::write(pod.cgroup().join(&pod.id).join("cgroup.kill"), "1").unwrap();
+    let status = cri.wait(&main, Duration::from_secs(120)).unwrap();
+    assert_ne!(status.exit_code, 0);
     cri.remove_pod(&pod).unwrap();
     stage.leaves_nothing();
 }

@@ -66,7 +66,9 @@ impl Hierarchy {
             here.then_some(path)
         })?;
         let inside = inside.trim_start_matches('/');
-        let leads_out = Path::new(inside).components().any(|part| part.as_os_str() == "..");
+        let leads_out = Path::new(inside)
+            .components()
+            .any(|part| part.as_os_str() == "..");
         (!leads_out).then(|| self.root.join(inside))
     }
 }

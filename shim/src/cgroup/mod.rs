@@ -111,11 +111,17 @@ impl Home {
     pub fn enter(&self) {
         for directory in &self.0 {
             // In version 2 one whose children have controllers takes no process, and the root always does.
-            let root = directory.ancestors().take_while(|path| is_cgroup(path)).last();
+            let root = directory
+                .ancestors()
+                .take_while(|path| is_cgroup(path))
+                .last();
             if join(directory).is_err()
                 && let Some(Err(error)) = root.map(join)
             {
-                log::warn!("cannot go back to the cgroup {}: {error}", directory.display());
+                log::warn!(
+                    "cannot go back to the cgroup {}: {error}",
+                    directory.display()
+                );
             }
         }
     }
@@ -220,5 +226,43 @@ mod tests {
     #[test]
     fn a_spec_without_a_cgroup_leaves_everything_where_it_is() {
         assert!(Cgroup::enter(Path::new("")).unwrap().is_none());
+    }
+
+    /// Says to a process of this test's own that it is the one.
+    const ALONE: &str = "ORLOP_TEST_CGROUP";
+
+    /// In a process of its own, for no other test's may be in the cgroup.
+    #[test]
+    fn a_process_goes_in_with_its_children_and_comes_back() {
+        if std::env::var_os(ALONE).is_none() {
+            let name = "cgroup::tests::a_process_goes_in_with_its_children_and_comes_back";
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            command
+                .args(["--exact", name, "--nocapture"])
+                .env(ALONE, "1");
+            let done = command.output().unwrap();
+            let said = String::from_utf8_lossy(&done.stdout);
+            assert!(done.status.success() && said.contains("1 passed"), "{said}");
+            return;
+        }
+        let inside = format!("/orlop-test-{}/child", std::process::id());
+        let (group, home) = match Cgroup::enter(Path::new(&inside)) {
+            Ok(Some(entered)) => entered,
+            Ok(None) => return println!("skipped: no cgroups here"),
+            Err(error) => return println!("skipped: {error}"),
+        };
+        let mut cat = std::process::Command::new("cat");
+        let said = cat.arg("/proc/self/cgroup").output().unwrap().stdout;
+        let said = String::from_utf8(said).unwrap();
+        let there = said.lines().filter(|line| line.ends_with(&inside)).count();
+        assert_eq!(there, group.directories.len(), "{said}");
+        assert!(group.remove(Instant::now()).is_err(), "somebody is there");
+        home.enter();
+        group
+            .remove(Instant::now() + Duration::from_secs(5))
+            .unwrap();
+        for directory in &group.directories {
+            assert!(!directory.parent().unwrap().exists(), "{directory:?}");
+        }
     }
 }

@@ -26,7 +26,11 @@ fn unit(slice: &str, prefix: &str, name: &str) -> Option<PathBuf> {
     if name.is_empty() || [slice, prefix, name].iter().any(|part| part.contains('/')) {
         return None;
     }
-    let slice = if slice.is_empty() { "system.slice" } else { slice };
+    let slice = if slice.is_empty() {
+        "system.slice"
+    } else {
+        slice
+    };
     let words = slice.strip_suffix(".slice")?;
     let mut path = PathBuf::new();
     if words != "-" {
@@ -55,15 +59,26 @@ mod tests {
     #[test]
     fn both_forms_are_understood() {
         for (given, directory) in [
-            ("/kubepods/burstable/pod1/abc", Some("kubepods/burstable/pod1/abc")),
+            (
+                "/kubepods/burstable/pod1/abc",
+                Some("kubepods/burstable/pod1/abc"),
+            ),
             ("kubepods/pod1/abc", Some("kubepods/pod1/abc")),
             ("/default/web", Some("default/web")),
             (
                 "kubepods-burstable-pod1_2.slice:cri-containerd:abc",
-                Some("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/cri-containerd-abc.scope"),
+                Some(
+                    "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/cri-containerd-abc.scope",
+                ),
             ),
-            (":cri-containerd:abc", Some("system.slice/cri-containerd-abc.scope")),
-            ("-.slice:cri-containerd:abc", Some("cri-containerd-abc.scope")),
+            (
+                ":cri-containerd:abc",
+                Some("system.slice/cri-containerd-abc.scope"),
+            ),
+            (
+                "-.slice:cri-containerd:abc",
+                Some("cri-containerd-abc.scope"),
+            ),
             ("user.slice::abc", Some("user.slice/abc.scope")),
             ("a.slice:x:b.slice", Some("a.slice/b.slice")),
             // A path may have colons.

@@ -24,8 +24,10 @@ pub mod state;
 mod vm;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::address::ShimSocket;
+use crate::cgroup::{Cgroup, Home};
 use crate::config::Config;
 use crate::network::Joined;
 use crate::process::identity::ProcessIdentity;
@@ -39,6 +41,9 @@ pub use share::{Share, ShareError};
 pub use size::{Limits, SizeError};
 pub use state::{PodState, StateDir};
 pub use vm::Vm;
+
+/// How long the last of a pod's processes may be in its cgroup once they have ended.
+const CGROUP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A pod.
 pub struct Pod {
@@ -55,6 +60,7 @@ pub struct Pod {
     joined: Mutex<Option<Joined>>,
     forwarding: Mutex<Option<Forwarding>>,
     demand: Mutex<Demand>,
+    cgroup: Mutex<Option<(Cgroup, Home)>>,
 }
 
 enum Slot {
@@ -113,6 +119,7 @@ impl Pod {
             joined: Mutex::default(),
             forwarding: Mutex::default(),
             demand: Mutex::default(),
+            cgroup: Mutex::default(),
         }
     }
 
@@ -124,6 +131,9 @@ impl Pod {
             vmm,
             virtiofsd,
             network: lock(&self.joined).clone(),
+            cgroup: lock(&self.cgroup)
+                .as_ref()
+                .map(|(cgroup, _)| cgroup.clone()),
         }
     }
 
@@ -134,6 +144,25 @@ impl Pod {
     pub fn begin(&self) -> std::io::Result<()> {
         self.directory.create()?;
         self.directory.save(&self.state(None, None))
+    }
+
+    /// Notes the cgroup that this process has gone into for the pod, and where it was before.
+    pub fn set_cgroup(&self, cgroup: Cgroup, home: Home) {
+        *lock(&self.cgroup) = Some((cgroup, home));
+    }
+
+    /// Removes the pod's cgroup, when nothing but this process is in it any more.
+    async fn leave_cgroup(&self) {
+        let Some((cgroup, home)) = lock(&self.cgroup).take() else {
+            return;
+        };
+        let leaving = tokio::task::spawn_blocking(move || {
+            home.enter();
+            cgroup.remove(Instant::now() + CGROUP_TIMEOUT)
+        });
+        if let Ok(Err(error)) = leaving.await {
+            log::error!("cannot remove the pod's cgroup: {error}");
+        }
     }
 
     /// What the pod's containers share.
@@ -210,6 +239,7 @@ impl Pod {
         }
         if !matches!(*slot, Slot::Closed) {
             self.leave_network().await;
+            self.leave_cgroup().await;
             let directory = self.directory.clone();
             let removed = tokio::task::spawn_blocking(move || directory.remove()).await;
             if let Ok(Err(error)) = removed {

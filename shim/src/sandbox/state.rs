@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <state>/<namespace>/<sandbox id>/   0700
-//!   state.json          the processes of the pod, by id and start time, the shim's socket, what was made in the pod's network
+//!   state.json          the processes of the pod, by id and start time, the shim's socket, its cgroup, what was made in its network
 //!   shim.log vmm.log console.log
 //!   vmm.sock vsock.sock vsock.sock_1024 fs.sock      the shim's working directory is this one, see `sockets`
 //!   share/              the guest's files: <container id>/{rootfs, mounts/<n>}; nothing is mounted here
@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Cgroup;
 use crate::mounts::table;
 use crate::network::Joined;
 use crate::process::identity::ProcessIdentity;
@@ -51,6 +52,9 @@ pub struct PodState {
     pub virtiofsd: Option<ProcessIdentity>,
     /// What was made in the pod's network namespace, while it is there.
     pub network: Option<Joined>,
+    /// The cgroup that its processes are in.
+    #[serde(default)]
+    pub cgroup: Option<Cgroup>,
 }
 
 impl StateDir {
@@ -250,7 +254,7 @@ mod tests {
                     pid: std::process::id(),
                     start: 1,
                 }),
-                network: None,
+                ..PodState::default()
             })
             .unwrap();
         directory.kill_processes(true, Instant::now() + std::time::Duration::from_secs(10));

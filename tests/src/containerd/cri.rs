@@ -50,6 +50,14 @@ pub struct Pod {
     config: v1::PodSandboxConfig,
 }
 
+impl Pod {
+    /// The pod's cgroup, which the kubelet would make before the pod and remove after it.
+    #[must_use]
+    pub fn cgroup(&self) -> PathBuf {
+        cgroup(&self.config)
+    }
+}
+
 impl Cri {
     /// Prepares a connection to `node`'s containerd.
     ///
