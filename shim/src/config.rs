@@ -1,6 +1,7 @@
 //! The shim's configuration: a small TOML file, every key of which has a default.
 //!
-//! The file is the one that the environment variable `ORLOP_CONFIG` names, else `/etc/orlop/config.toml` where that exists.
+//! The file is the one that the runtime handler's options name, else the one that the environment variable `ORLOP_CONFIG` names, else
+//! `/etc/orlop/config.toml` where that exists.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -106,19 +107,43 @@ impl Config {
     pub fn load() -> Result<Self, ConfigError> {
         let named = std::env::var_os(CONFIG_VARIABLE).filter(|name| !name.is_empty());
         let path = named.as_ref().map_or(Path::new(CONFIG_FILE), Path::new);
-        let text = match std::fs::read_to_string(path) {
+        let text = match Self::read(path) {
             Ok(text) => text,
-            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+            Err(ConfigError::Read { source: error, .. })
+                if named.is_none() && error.kind() == std::io::ErrorKind::NotFound =>
+            {
                 String::new()
             }
-            Err(source) => {
-                return Err(ConfigError::Read {
-                    path: path.into(),
-                    source,
-                });
-            }
+            Err(error) => return Err(error),
         };
-        Self::parse(&text, path)?.resolve()
+        Self::of(&text, path)
+    }
+
+    /// The configuration that a runtime handler has in `file`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_from(file: &Path) -> Result<Self, ConfigError> {
+        Self::of(&Self::read(file)?, file)
+    }
+
+    /// The text of the configuration in `file`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(file: &Path) -> Result<String, ConfigError> {
+        std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
+            path: file.into(),
+            source,
+        })
+    }
+
+    /// The configuration that `text` is, which came from `file`.
+    ///
+    /// # Errors
+    /// When it holds what it must not.
+    pub fn of(text: &str, file: &Path) -> Result<Self, ConfigError> {
+        Self::parse(text, file)?.resolve()
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {

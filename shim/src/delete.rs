@@ -17,6 +17,7 @@ use crate::cli::Cli;
 use crate::config::Config;
 use crate::mounts::table;
 use crate::network;
+use crate::options;
 use crate::sandbox::{Share, StateDir};
 use crate::task::process::KILLED;
 
@@ -29,8 +30,12 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(3);
 /// When something of the container stays; the answer is printed all the same.
 pub fn run(cli: &Cli) -> anyhow::Result<()> {
     // A configuration that has become wrong must not keep anybody from cleaning up.
-    let config = Config::load().unwrap_or_default();
     let bundle = std::path::absolute(cli.bundle.clone().unwrap_or_else(|| PathBuf::from(".")))?;
+    let config = match options::left_in(&bundle) {
+        Some(file) => Config::load_from(&file),
+        None => Config::load(),
+    };
+    let config = config.unwrap_or_default();
     // Without a bundle that says otherwise, a container is its own pod; if it is not, there is no such state.
     let role = bundle::role(&bundle).unwrap_or(bundle::Role::Single);
     let sandbox = role.sandbox_id(&cli.id);

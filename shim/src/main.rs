@@ -24,6 +24,7 @@ mod logging;
 mod memory_size;
 mod mounts;
 mod network;
+mod options;
 mod process;
 mod sandbox;
 mod serve;

@@ -1,6 +1,7 @@
 //! What containerd's configuration says of the runtime handler that a pod came by: a configuration of its own.
 //!
-//! containerd writes the handler's `options` to the standard input of `start`, as a protobuf `Any`. For a runtime that it does not know they are
+//! containerd writes the handler's `options` to the standard input of `start`: as a protobuf `Any`, or since 2.3 as one of the extensions of its
+//! `BootstrapParams`, in which that `Any`'s two fields have the container's id and namespace. For a runtime that it does not know they are
 //! a `runtimeoptions.v1.Options`: the path of a file (`ConfigPath`), or since containerd 1.7 the text itself. `start` leaves the text in the
 //! bundle, where the shim and `delete` find it: what a pod was made with is what it is cleaned up with.
 
@@ -19,12 +20,21 @@ const TYPE: &str = "runtimeoptions.v1.Options";
 /// More than a configuration has, in bytes.
 const LIMIT: u64 = 1 << 20;
 
+/// An `Any`, or `BootstrapParams`.
 #[derive(Clone, PartialEq, Message)]
 struct Any {
     #[prost(string, tag = "1")]
     type_url: String,
     #[prost(bytes = "vec", tag = "2")]
     value: Vec<u8>,
+    #[prost(message, repeated, tag = "8")]
+    extensions: Vec<Extension>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Extension {
+    #[prost(message, tag = "1")]
+    value: Option<Any>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -73,14 +83,15 @@ pub fn read(input: std::io::Stdin) -> Result<Option<Source>, OptionsError> {
 }
 
 fn parse(bytes: &[u8]) -> Result<Option<Source>, OptionsError> {
-    let malformed = |error: &dyn std::fmt::Display| {
-        OptionsError::Malformed(one_line(&error.to_string()))
-    };
+    let malformed =
+        |error: &dyn std::fmt::Display| OptionsError::Malformed(one_line(&error.to_string()));
     let any = Any::decode(bytes).map_err(|error| malformed(&error))?;
-    if !any.type_url.ends_with(TYPE) {
-        // Another runtime's, such as those that `ctr` gives to all.
+    let extensions = any.extensions.iter().filter_map(|one| one.value.as_ref());
+    // Others are another runtime's, such as those that `ctr` gives to all.
+    let mut known = std::iter::once(&any).chain(extensions);
+    let Some(any) = known.find(|any| any.type_url.ends_with(TYPE)) else {
         return Ok(None);
-    }
+    };
     let options = Options::decode(&*any.value).map_err(|error| malformed(&error))?;
     let path = PathBuf::from(&options.config_path);
     if path.is_absolute() {
@@ -109,6 +120,7 @@ mod tests {
         let any = Any {
             type_url: type_url.to_owned(),
             value: options.encode_to_vec(),
+            ..Any::default()
         };
         any.encode_to_vec()
     }
@@ -123,12 +135,43 @@ mod tests {
     #[test]
     fn a_handler_has_a_file_or_a_text_or_neither() {
         let parse = |path, body| parse(&any(TYPE, &options(path, body))).unwrap();
-        assert_eq!(parse("/etc/x.toml", "vcpus = 2"), Some(Source::File("/etc/x.toml".into())));
-        assert_eq!(parse("", "vcpus = 2"), Some(Source::Text("vcpus = 2".into())));
+        assert_eq!(
+            parse("/etc/x.toml", "vcpus = 2"),
+            Some(Source::File("/etc/x.toml".into()))
+        );
+        assert_eq!(
+            parse("", "vcpus = 2"),
+            Some(Source::Text("vcpus = 2".into()))
+        );
         assert_eq!(parse("", ""), None);
         assert_eq!(super::parse(b"").unwrap(), None);
         let other = any("containerd.runc.v1.Options", &options("/etc/x.toml", ""));
         assert_eq!(super::parse(&other).unwrap(), None);
+    }
+
+    #[test]
+    fn the_options_are_found_among_bootstrap_parameters() {
+        let extension = |type_url: &str| Extension {
+            value: Some(Any {
+                type_url: type_url.to_owned(),
+                value: options("/etc/x.toml", "").encode_to_vec(),
+                ..Any::default()
+            }),
+        };
+        let parameters = |extensions| Any {
+            type_url: "a-container".to_owned(),
+            value: b"k8s.io".to_vec(),
+            extensions,
+        };
+        let given = parameters(vec![
+            Extension::default(),
+            extension("containerd.io/other"),
+            extension("runtimeoptions.v1.Options"),
+        ]);
+        let found = parse(&given.encode_to_vec()).unwrap();
+        assert_eq!(found, Some(Source::File("/etc/x.toml".into())));
+        let none = parse(&parameters(Vec::new()).encode_to_vec()).unwrap();
+        assert_eq!(none, None);
     }
 
     #[test]
@@ -139,6 +182,7 @@ mod tests {
         let mut broken = Any {
             type_url: TYPE.to_owned(),
             value: vec![0xff; 9],
+            ..Any::default()
         };
         assert!(parse(&broken.encode_to_vec()).is_err());
         // Field 3, two bytes, which are no text.

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
@@ -19,8 +19,9 @@ use nix::sys::stat::{Mode, umask};
 use crate::address::ShimSocket;
 use crate::bundle::{self, Role};
 use crate::cli::Cli;
-use crate::config::Config;
+use crate::config::{CONFIG_VARIABLE, Config};
 use crate::logging;
+use crate::options::{self, Source};
 use crate::process::spawn::Inherited;
 use crate::sandbox::StateDir;
 
@@ -31,19 +32,21 @@ use crate::sandbox::StateDir;
 pub fn run(cli: &Cli) -> anyhow::Result<()> {
     let role = bundle::role(Path::new("."))?;
     let sandbox = role.sandbox_id(&cli.id);
-    // What is wrong with the configuration is best said here, where containerd listens.
-    let config = Config::load()?;
     let socket = ShimSocket::of(&cli.address, &cli.namespace, sandbox);
-    if UnixStream::connect(socket.path()).is_err() {
-        if matches!(role, Role::Workload { .. }) {
+    if matches!(role, Role::Workload { .. }) {
+        if UnixStream::connect(socket.path()).is_err() {
             bail!("the shim of sandbox {sandbox} is gone: the pod must be made anew");
         }
+        adopt_config(sandbox).context("cannot leave the configuration in the bundle")?;
+    } else if UnixStream::connect(socket.path()).is_err() {
+        // What is wrong with the configuration is best said here, where containerd listens.
+        let (config, file) = config()?;
         StateDir::of(&config.state, &cli.namespace, sandbox)
             .create()
             .context("cannot make the pod's state directory")?;
         let listener = bind(socket.path())
             .with_context(|| format!("cannot listen at {}", socket.path().display()))?;
-        if let Err(error) = serve(cli, sandbox, listener) {
+        if let Err(error) = serve(cli, sandbox, listener, file.as_deref()) {
             let _ = fs::remove_file(socket.path());
             return Err(error).context("cannot start the shim's process");
         }
@@ -52,6 +55,27 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
     write_address(&socket.url()).context("cannot write the bundle's address file")?;
     print!("{}", socket.url());
     io::stdout().flush()?;
+    Ok(())
+}
+
+/// The configuration of the handler that the pod came by, with the file in the bundle that says so to others; else the machine's.
+fn config() -> anyhow::Result<(Config, Option<PathBuf>)> {
+    let (text, name) = match options::read(io::stdin())? {
+        None => return Ok((Config::load()?, None)),
+        Some(Source::File(path)) => (Config::read(&path)?, path),
+        Some(Source::Text(text)) => (text, PathBuf::from("in the runtime handler's options")),
+    };
+    let config = Config::of(&text, &name)?;
+    let file = std::path::absolute(options::FILE)?;
+    fs::write(&file, text).context("cannot leave the configuration in the bundle")?;
+    Ok((config, Some(file)))
+}
+
+/// What a pod was made with is its containers' as well, for whoever cleans up after one: the bundles of a namespace are beside each other.
+fn adopt_config(sandbox: &str) -> io::Result<()> {
+    if let Some(file) = options::left_in(&Path::new("..").join(sandbox)) {
+        fs::copy(file, options::FILE)?;
+    }
     Ok(())
 }
 
@@ -78,7 +102,12 @@ fn write_address(url: &str) -> io::Result<()> {
     fs::rename(".address.new", "address")
 }
 
-fn serve(cli: &Cli, sandbox: &str, listener: UnixListener) -> io::Result<()> {
+fn serve(
+    cli: &Cli,
+    sandbox: &str,
+    listener: UnixListener,
+    config: Option<&Path>,
+) -> io::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command
         .args([
@@ -97,6 +126,9 @@ fn serve(cli: &Cli, sandbox: &str, listener: UnixListener) -> io::Result<()> {
             Some(fifo) => Stdio::from(fifo),
             None => Stdio::null(),
         });
+    if let Some(file) = config {
+        command.env(CONFIG_VARIABLE, file);
+    }
     let mut inherited = Inherited::new(vec![OwnedFd::from(listener)]);
     let hook = move || {
         nix::unistd::setsid()?;

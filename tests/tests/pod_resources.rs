@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::{processes, stage, with_config};
 use orlop_testbed::containerd::cri::{Container, Cri, Pod, resources, v1};
-use orlop_testbed::containerd::{HANDLER, OrlopConfig};
+use orlop_testbed::containerd::{HANDLER, LARGE_HANDLER, OrlopConfig};
 
 /// A command that goes on until it is told to end, and then ends at once.
 const WAIT: &[&str] = &["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"];
@@ -279,6 +279,34 @@ fn a_pods_cgroup_goes_though_all_that_was_in_it_was_killed() {
     let status = cri.wait(&main, Duration::from_secs(120)).unwrap();
     assert_ne!(status.exit_code, 0);
     cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_runtime_handler_may_have_a_configuration_of_its_own() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let mut config = stage.node.orlop_config().unwrap();
+    config.vcpus = 2;
+    let write = |config: &OrlopConfig| {
+        let file = stage.node.large_config();
+        stage.node.write_orlop_config_to(&file, config).unwrap();
+    };
+    write(&config);
+    let pod = cri.run_pod_with("large", LARGE_HANDLER).unwrap();
+    let main = cri.run(&pod, &Container::busybox("main", WAIT)).unwrap();
+    assert_eq!(vcpus(&cri, &main), 2);
+    // A pod keeps what it was made with.
+    config.more = "kernal = \"/boot/vmlinuz\"".into();
+    write(&config);
+    let more = cri.run(&pod, &Container::busybox("more", WAIT)).unwrap();
+    assert_eq!(vcpus(&cri, &more), 2);
+    cri.remove_pod(&pod).unwrap();
+    let error = cri.run_pod_with("wrong", LARGE_HANDLER).unwrap_err();
+    for word in ["orlop-large.toml", "kernal"] {
+        assert!(error.message().contains(word), "{}", error.message());
+    }
+    fs::remove_file(stage.node.large_config()).unwrap();
     stage.leaves_nothing();
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{HANDLER, Node, RUNTIME};
+use super::{HANDLER, LARGE_HANDLER, Node, RUNTIME};
 use crate::image;
 
 /// The configuration of Orlop's shims.
@@ -62,6 +62,8 @@ fn containerd(node: &Node) -> String {
     let socket = socket.display();
     let pause = image::PAUSE;
     let plugins = node.release.directory.display();
+    let large = node.large_config();
+    let large = large.display();
     format!(
         r#"version = 2
 root = "{directory}/root"
@@ -94,6 +96,10 @@ disabled_plugins = [
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{HANDLER}]
       runtime_type = "{RUNTIME}"
       pod_annotations = ["orlop.dev/*"]
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{LARGE_HANDLER}]
+      runtime_type = "{RUNTIME}"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{LARGE_HANDLER}.options]
+        ConfigPath = "{large}"
 "#
     )
 }

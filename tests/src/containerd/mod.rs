@@ -35,6 +35,9 @@ pub const RUNTIME: &str = "io.containerd.orlop.v2";
 /// The handler of Orlop as a RuntimeClass names it.
 pub const HANDLER: &str = "orlop";
 
+/// Another handler of Orlop's, whose configuration is [`Node::large_config`].
+pub const LARGE_HANDLER: &str = "orlop-large";
+
 /// The MTU of the pods' network, in bytes.
 pub const MTU: u32 = 1400;
 
@@ -196,11 +199,25 @@ impl Node {
     /// # Errors
     /// When the file cannot be written.
     pub fn write_orlop_config(&self, config: &OrlopConfig) -> Result<()> {
-        Ok(fs::write(self.orlop_config_file(), config.to_toml())?)
+        self.write_orlop_config_to(&self.orlop_config_file(), config)
+    }
+
+    /// Writes a configuration to `file`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_orlop_config_to(&self, file: &Path, config: &OrlopConfig) -> Result<()> {
+        Ok(fs::write(file, config.to_toml())?)
     }
 
     fn orlop_config_file(&self) -> PathBuf {
         self.directory.join("orlop.toml")
+    }
+
+    /// The configuration file of [`LARGE_HANDLER`], for whoever uses it to write.
+    #[must_use]
+    pub fn large_config(&self) -> PathBuf {
+        self.directory.join("orlop-large.toml")
     }
 
     fn spawn(&self) -> Result<Child> {
