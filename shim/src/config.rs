@@ -30,6 +30,8 @@ pub struct Config {
     pub virtiofsd: PathBuf,
     /// The directory of the pods' state.
     pub state: PathBuf,
+    /// The directory of what VMs that failed have said.
+    pub logs: PathBuf,
     /// Virtual CPUs of a pod whose containers have no limits.
     pub vcpus: u32,
     /// Memory of a pod whose containers have no limits, with what the guest's kernel needs of it.
@@ -56,6 +58,7 @@ impl Default for Config {
             initramfs: PathBuf::from("/usr/share/orlop/initramfs.cpio"),
             virtiofsd: PathBuf::from("virtiofsd"),
             state: PathBuf::from("/run/orlop"),
+            logs: PathBuf::from("/var/log/orlop"),
             vcpus: 1,
             memory: MemorySize::of_mib(256),
             guest_memory: MemorySize::of_mib(64),
@@ -204,6 +207,9 @@ impl Config {
         };
         if !self.state.is_absolute() {
             return wrong("state", &self.state.display(), "an absolute path");
+        }
+        if !self.logs.is_absolute() {
+            return wrong("logs", &self.logs.display(), "an absolute path");
         }
         if !(1..=MOST_VCPUS).contains(&self.vcpus) {
             return wrong("vcpus", &self.vcpus, "1 to 254");

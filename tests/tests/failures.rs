@@ -128,9 +128,30 @@ fn a_guest_without_an_agent_is_given_up() {
         assert_ne!(done.status, 0);
         let error = done.error();
         assert!(last_line(&error).len() > 20, "{error}");
+        // The pod is gone, and what its guest has said is not.
+        let kept = fs::read_to_string(kept_console(last_line(&error))).unwrap();
+        assert!(kept.contains("Kernel panic"), "{kept}");
+        let cri = stage.cri();
+        let pod = cri.run_pod("silent").unwrap();
+        let error = cri
+            .run(&pod, &Container::busybox("main", &["true"]))
+            .unwrap_err();
+        assert_one_line_with(error.message(), "kernel panicked");
+        let file = kept_console(error.message());
+        assert!(file.contains("stories_silent_"), "{file}");
+        let kept = fs::read_to_string(file).unwrap();
+        assert!(kept.contains("Kernel panic"), "{kept}");
+        cri.remove_pod(&pod).unwrap();
     });
     drop(directory);
     stage.leaves_nothing();
+}
+
+/// Where an error says that the guest's console is kept.
+fn kept_console(error: &str) -> &str {
+    let kept = error.split("console is kept in ").nth(1);
+    let path = kept.unwrap_or_else(|| panic!("no console in: {error}"));
+    path.split([' ', ':', ';', '"']).next().unwrap().trim()
 }
 
 /// `ctr run` fails, and the last line of what it says has all of `words`.

@@ -3,11 +3,13 @@
 mod common;
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{processes, stage, with_config};
 use orlop_testbed::containerd::cri::{Container, Cri, Pod, resources, v1};
 use orlop_testbed::containerd::{HANDLER, LARGE_HANDLER, OrlopConfig};
+use orlop_testbed::setup::build;
 
 /// A command that goes on until it is told to end, and then ends at once.
 const WAIT: &[&str] = &["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"];
@@ -307,6 +309,39 @@ fn a_runtime_handler_may_have_a_configuration_of_its_own() {
         assert!(error.message().contains(word), "{}", error.message());
     }
     fs::remove_file(stage.node.large_config()).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn the_vms_of_pods_are_listed_with_their_names() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let orlop = |arguments: &[&str]| {
+        let mut command = Command::new(build::programs_directory().join("orlop"));
+        command.args(arguments);
+        command.env("ORLOP_CONFIG", stage.node.orlop_config_file());
+        let done = command.output().unwrap();
+        let error = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{arguments:?}: {error}");
+        String::from_utf8(done.stdout).unwrap()
+    };
+    let pod = cri.run_pod("listed").unwrap();
+    let name = &pod.id[..16];
+    assert!(!orlop(&["ps"]).contains(name), "there is no VM yet");
+    cri.run(&pod, &Container::busybox("main", WAIT)).unwrap();
+    let list = orlop(&["ps"]);
+    let line = list.lines().find(|line| line.starts_with(name)).unwrap();
+    let words: Vec<_> = line.split_whitespace().collect();
+    assert_eq!(
+        words[1..6],
+        ["stories", "listed", "running", "1", "256M"],
+        "{list}"
+    );
+    // By the beginning of its name, as by a VM's own.
+    let described = orlop(&["inspect", "--output", "json", &name[..8]]);
+    assert!(described.contains(&pod.id), "{described}");
+    cri.remove_pod(&pod).unwrap();
+    assert!(!orlop(&["ps"]).contains(name), "it is still listed");
     stage.leaves_nothing();
 }
 

@@ -116,7 +116,7 @@ async fn boot_in_network(pod: &Pod, shape: Shape) -> Result<Vm, BootError> {
     match agent {
         Ok(agent) => {
             pod.forward_ports(&vsock).await;
-            Ok(Vm::new(programs, agent, vsock, shape))
+            Ok(Vm::new(programs, agent, vsock, shape, pod.keeper()))
         }
         Err(error) => {
             programs.kill().await;

@@ -14,6 +14,7 @@
 mod boot;
 mod demand;
 mod forward;
+mod keep;
 mod network;
 mod output;
 mod resize;
@@ -37,6 +38,7 @@ use crate::spec::{Network, PodSpec};
 pub use boot::BootError;
 use demand::Demand;
 use forward::Forwarding;
+use keep::{Keeper, Kept};
 pub use share::{Share, ShareError};
 pub use size::{Limits, SizeError};
 pub use state::{PodState, StateDir};
@@ -74,8 +76,8 @@ enum Slot {
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
     /// It did not come up.
-    #[error(transparent)]
-    Boot(#[from] BootError),
+    #[error("{0}{1}")]
+    Boot(BootError, Kept),
     /// It would be larger than it may be.
     #[error(transparent)]
     Size(#[from] SizeError),
@@ -131,6 +133,7 @@ impl Pod {
             vmm,
             virtiofsd,
             network: lock(&self.joined).clone(),
+            pod: self.annotations().name,
             cgroup: lock(&self.cgroup)
                 .as_ref()
                 .map(|(cgroup, _)| cgroup.clone()),
@@ -180,6 +183,15 @@ impl Pod {
         *lock(&self.network) = network;
     }
 
+    /// Keeps what the VM has said, if it fails.
+    fn keeper(&self) -> Keeper {
+        Keeper {
+            directory: self.directory.clone(),
+            logs: self.config.logs.clone(),
+            name: keep::file_name(self.annotations().name.as_ref(), &self.id),
+        }
+    }
+
     /// The directory that the guest sees.
     pub fn share(&self) -> Share {
         Share::of(&self.directory)
@@ -208,7 +220,9 @@ impl Pod {
                     .await
                     .unwrap_or(Err(ShareError::Interrupted))?;
                 let shape = self.shape()?;
-                let vm = Arc::new(boot::boot(self, shape).await?);
+                let booted = boot::boot(self, shape).await;
+                let booted = booted.map_err(|error| PodError::Boot(error, self.keeper().keep()));
+                let vm = Arc::new(booted?);
                 *slot = Slot::Running(vm.clone());
                 Ok(Lease { vm, booted: true })
             }

@@ -21,6 +21,7 @@ use crate::cgroup::Cgroup;
 use crate::mounts::table;
 use crate::network::Joined;
 use crate::process::identity::ProcessIdentity;
+use crate::spec::PodName;
 
 /// The sockets of a pod, relative to its directory.
 ///
@@ -52,6 +53,9 @@ pub struct PodState {
     pub virtiofsd: Option<ProcessIdentity>,
     /// What was made in the pod's network namespace, while it is there.
     pub network: Option<Joined>,
+    /// What Kubernetes calls the pod.
+    #[serde(default)]
+    pub pod: Option<PodName>,
     /// The cgroup that its processes are in.
     #[serde(default)]
     pub cgroup: Option<Cgroup>,

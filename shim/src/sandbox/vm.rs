@@ -7,6 +7,7 @@ use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use super::boot::describe;
+use super::keep::Keeper;
 use super::output::Output;
 use super::shape::Shape;
 use crate::codes::{Failure, Outcome};
@@ -93,8 +95,8 @@ pub struct Vm {
     vsock: PathBuf,
     agent: AgentClient<Channel>,
     ended: watch::Receiver<Option<String>>,
-    kill: std::sync::Arc<Notify>,
-    asked_to_end: AtomicBool,
+    kill: Arc<Notify>,
+    asked_to_end: Arc<AtomicBool>,
     shape: tokio::sync::Mutex<Shape>,
 }
 
@@ -104,18 +106,21 @@ impl Vm {
         agent: AgentClient<Channel>,
         vsock: PathBuf,
         shape: Shape,
+        keeper: Keeper,
     ) -> Self {
         let pid = programs.vmm.identity().pid;
-        let kill = std::sync::Arc::new(Notify::new());
+        let kill = Arc::new(Notify::new());
         let (end, ended) = watch::channel(None);
-        tokio::spawn(watch(programs, kill.clone(), end));
+        let asked_to_end = Arc::new(AtomicBool::new(false));
+        let keeper = (keeper, asked_to_end.clone());
+        tokio::spawn(watch(programs, kill.clone(), end, keeper));
         Self {
             pid,
             vsock,
             agent,
             ended,
             kill,
-            asked_to_end: AtomicBool::new(false),
+            asked_to_end,
             shape: tokio::sync::Mutex::new(shape),
         }
     }
@@ -240,10 +245,11 @@ fn gone(reason: &str) -> Failure {
 /// Owns a VM's programs until both have ended.
 async fn watch(
     mut programs: Programs,
-    kill: std::sync::Arc<Notify>,
+    kill: Arc<Notify>,
     end: watch::Sender<Option<String>>,
+    (keeper, asked_to_end): (Keeper, Arc<AtomicBool>),
 ) {
-    let reason = tokio::select! {
+    let mut reason = tokio::select! {
         status = programs.vmm.wait() => {
             // The VMM's connection has closed, at which virtiofsd ends by itself.
             let waited = tokio::time::timeout(END_TIMEOUT, programs.virtiofsd.wait()).await;
@@ -264,5 +270,8 @@ async fn watch(
         () = kill.notified() => "it was killed".to_owned(),
     };
     programs.kill().await;
+    if !asked_to_end.load(Ordering::Acquire) {
+        reason = format!("{reason}{}", keeper.keep());
+    }
     end.send_replace(Some(reason));
 }

@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::memory_size::MemorySize;
 use crate::sandbox::size::{Asked, Limits};
 
@@ -14,6 +16,8 @@ const VCPUS: &str = "orlop.dev/vcpus";
 const MEMORY: &str = "orlop.dev/memory";
 const KERNEL: &str = "orlop.dev/kernel";
 const CMDLINE: &str = "orlop.dev/cmdline";
+const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
+const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 const CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
@@ -21,6 +25,15 @@ const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 
 /// The longest addition to the kernel's command line, in bytes. Linux takes 2048 in all.
 const CMDLINE_LIMIT: usize = 1024;
+
+/// What Kubernetes calls a pod.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct PodName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name in there.
+    pub name: String,
+}
 
 /// What a pod asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,10 +44,12 @@ pub struct Annotations {
     pub kernel: Option<PathBuf>,
     /// What is added to the kernel's command line.
     pub cmdline: Option<String>,
+    /// What it is called, if it is one of Kubernetes.
+    pub name: Option<PodName>,
 }
 
 /// An annotation that not every node allows.
-#[derive(Clone, Copy, Debug, serde::Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Restricted {
     /// `orlop.dev/kernel`.
@@ -101,6 +116,7 @@ impl Annotations {
             },
             kernel: values.kernel(allowed)?,
             cmdline: values.cmdline(allowed)?,
+            name: values.name(),
         })
     }
 }
@@ -133,6 +149,14 @@ impl Values<'_> {
             cpu: quota.and_then(|quota| Limits::cpu_of(quota, period)),
             shares: shares.and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
             memory: memory.and_then(Limits::memory_of),
+        })
+    }
+
+    fn name(&self) -> Option<PodName> {
+        let text = |name| Some(crate::codes::one_line(self.0.get(name)?));
+        Some(PodName {
+            namespace: text(SANDBOX_NAMESPACE)?,
+            name: text(SANDBOX_NAME)?,
         })
     }
 
@@ -214,6 +238,8 @@ mod tests {
                 (CPU_SHARES, "512"),
                 (SANDBOX_MEMORY, "134217728"),
                 ("example.com/other", "x"),
+                (SANDBOX_NAME, "web-0"),
+                (SANDBOX_NAMESPACE, "prod"),
             ],
             &all,
         )
@@ -225,6 +251,8 @@ mod tests {
         assert_eq!(pod.memory, Some(MemorySize::of_mib(128)));
         assert_eq!(annotations.kernel, Some("/boot/vmlinux".into()));
         assert_eq!(annotations.cmdline.as_deref(), Some("nokaslr"));
+        let name = annotations.name.unwrap();
+        assert_eq!((&*name.namespace, &*name.name), ("prod", "web-0"));
         // What the kubelet does not say containerd writes as 0.
         let nothing = [
             (CPU_QUOTA, "0"),

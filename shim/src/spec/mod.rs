@@ -17,7 +17,7 @@ use oci_spec::runtime::{Hooks, LinuxResources, Process, Spec};
 use orlop_proto::agent::SHARE_MOUNT;
 
 use crate::network::HOST_NETWORK;
-pub use annotations::{Annotations, Restricted};
+pub use annotations::{Annotations, PodName, Restricted};
 pub use network::Network;
 
 /// Where the agent has the file system that stands for the pod's shared memory.

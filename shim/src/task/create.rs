@@ -165,7 +165,7 @@ impl Tasks {
         let id = request.id.as_str();
         let lease = self.pod.vm().await.map_err(|error| match error {
             PodError::Ended(_) | PodError::Closed => Failure::unavailable(error.to_string()),
-            PodError::Boot(_) | PodError::Share(_) | PodError::Size(_) => {
+            PodError::Boot(..) | PodError::Share(_) | PodError::Size(_) => {
                 Failure::internal(error.to_string())
             }
         })?;

@@ -27,6 +27,8 @@ pub struct OrlopConfig {
     pub vcpus: u32,
     /// How long a guest may take to boot, in seconds. A virtual host is slow, so this is far above the default.
     pub boot_timeout: u32,
+    /// Where what failed VMs have said is kept.
+    pub logs: PathBuf,
     /// Further lines.
     pub more: String,
 }
@@ -34,7 +36,7 @@ pub struct OrlopConfig {
 impl OrlopConfig {
     pub(super) fn to_toml(&self) -> String {
         format!(
-            "vmm = {:?}\nkernel = {:?}\ninitramfs = {:?}\nvirtiofsd = {:?}\nstate = {:?}\nmemory = {:?}\nvcpus = {}\nboot_timeout = {}\n{}\n",
+            "vmm = {:?}\nkernel = {:?}\ninitramfs = {:?}\nvirtiofsd = {:?}\nstate = {:?}\nmemory = {:?}\nvcpus = {}\nboot_timeout = {}\nlogs = {:?}\n{}\n",
             self.vmm,
             self.kernel,
             self.initramfs,
@@ -43,6 +45,7 @@ impl OrlopConfig {
             self.memory,
             self.vcpus,
             self.boot_timeout,
+            self.logs,
             self.more,
         )
     }

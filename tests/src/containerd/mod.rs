@@ -190,6 +190,7 @@ impl Node {
             memory: "256M".into(),
             vcpus: 1,
             boot_timeout: 300,
+            logs: self.directory.join("failed"),
             more: String::new(),
         })
     }
@@ -210,7 +211,9 @@ impl Node {
         Ok(fs::write(file, config.to_toml())?)
     }
 
-    fn orlop_config_file(&self) -> PathBuf {
+    /// The shims' configuration file.
+    #[must_use]
+    pub fn orlop_config_file(&self) -> PathBuf {
         self.directory.join("orlop.toml")
     }
 

@@ -1,4 +1,4 @@
-//! A VM that runs, as the commands reach it: by its name or by its control socket.
+//! A VM that runs, as the commands reach it: by its name, by the id of the pod that it is, or by its control socket.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::pods::{self, ShortPath};
 use anyhow::{Context as _, anyhow, bail};
 use orlop_proto::connect;
 use orlop_proto::files::Files;
@@ -22,7 +23,7 @@ use tonic::{Code, Response, Status};
 /// How long a VM may take to answer.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How a user tells a VM: by its name, or by the path of its control socket, which has a slash in it.
+/// How a user tells a VM: by its name, by the beginning of a pod's id, or by the path of its control socket, which has a slash in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target(String);
 
@@ -59,7 +60,11 @@ impl Target {
             return Ok(PathBuf::from(&self.0));
         }
         let name: VmName = self.0.parse()?;
-        Ok(StateDirectory::of_user().socket(&name))
+        let socket = StateDirectory::of_user().socket(&name);
+        if socket.exists() {
+            return Ok(socket);
+        }
+        Ok(pods::named(&self.0, pods::all()).map_or(socket, |pod| pod.socket))
     }
 
     /// Connects to it.
@@ -68,8 +73,9 @@ impl Target {
     /// When no such VM runs.
     pub async fn connect(&self) -> anyhow::Result<Vm> {
         let socket = self.socket()?;
-        self.is_served(&socket)?;
-        let (channel, files) = connect::unix_with_files(&socket)
+        let short = ShortPath::of(&socket).map_err(|_| self.is_absent())?;
+        self.is_served(&short.path)?;
+        let (channel, files) = connect::unix_with_files(&short.path)
             .await
             .with_context(|| format!("cannot speak with VM {self}"))?;
         Ok(Vm {
@@ -90,10 +96,16 @@ impl Target {
                     ErrorKind::NotFound | ErrorKind::ConnectionRefused
                 ) =>
             {
-                bail!("no VM {self} runs; `orlop ps` lists those that do")
+                Err(self.is_absent())
             }
             Err(error) => Err(error).with_context(|| format!("cannot connect to VM {self}")),
         }
+    }
+}
+
+impl Target {
+    fn is_absent(&self) -> anyhow::Error {
+        anyhow!("no VM {self} runs; `orlop ps` lists those that do")
     }
 }
 

@@ -11,6 +11,7 @@ mod image;
 mod inspect;
 mod logger;
 mod output;
+mod pods;
 mod ps;
 mod resize;
 mod resources;

@@ -1,5 +1,6 @@
 //! `orlop ps`: the VMs that run.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,13 +16,18 @@ use serde::Serialize;
 use crate::client;
 use crate::inspect;
 use crate::output::{self, Output};
+use crate::pods::{self, Pod, ShortPath};
 
 /// How long a VM may take to answer. One that does not is listed as such.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How much of a VM's name the table shows: a sandbox's id is four times as long.
+const SHOWN: usize = 16;
+
 /// What `orlop ps --help` ends with.
 pub const AFTER_HELP: &str = "\
-VMs are found by their control sockets in $XDG_RUNTIME_DIR/orlop/vm, or /run/orlop/vm; one started with --api-socket elsewhere is not.
+VMs are found by their control sockets in $XDG_RUNTIME_DIR/orlop/vm, or /run/orlop/vm; one started with --api-socket elsewhere is not. Root sees the
+VMs of pods as well, with the names that Kubernetes has for them; all commands take the beginning of such a VM's name.
 
 Examples:
   orlop ps
@@ -39,6 +45,10 @@ pub struct Arguments {
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<String>,
     state: &'static str,
     #[serde(flatten)]
     vm: Option<Known>,
@@ -63,13 +73,21 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         .alive()
         .with_context(|| format!("cannot list {}", state.path().display()))?;
     let runtime = client::runtime()?;
-    let asked: Vec<_> = sockets
+    let found = sockets.into_iter().map(Found::Own);
+    let found: Vec<_> = found
+        .chain(pods::all().into_iter().map(Found::OfPod))
+        .collect();
+    let asked: Vec<_> = found
         .iter()
-        .map(|socket| runtime.spawn(ask(socket.clone())))
+        .map(|found| runtime.spawn(ask(found.socket().to_owned())))
         .collect();
     let mut rows = Vec::new();
-    for (socket, answer) in sockets.iter().zip(asked) {
-        rows.push(Row::new(socket, runtime.block_on(answer)?));
+    for (found, answer) in found.iter().zip(asked) {
+        let answer = runtime.block_on(answer)?;
+        // The socket of a pod's VM that has been killed is the shim's to remove.
+        if answer.is_some() || found.is_alive() {
+            rows.push(Row::new(found, answer));
+        }
     }
     match arguments.output {
         Output::Json => output::print(&(serde_json::to_string_pretty(&rows)? + "\n"))?,
@@ -78,9 +96,32 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A control socket, and whose it is.
+enum Found {
+    Own(PathBuf),
+    OfPod(Pod),
+}
+
+impl Found {
+    fn socket(&self) -> &Path {
+        match self {
+            Found::Own(socket) => socket,
+            Found::OfPod(pod) => &pod.socket,
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        // Those of the user's own were looked at when they were listed.
+        matches!(self, Found::Own(_))
+            || ShortPath::of(self.socket())
+                .is_ok_and(|short| UnixStream::connect(short.path).is_ok())
+    }
+}
+
 async fn ask(socket: PathBuf) -> Option<DescribeResponse> {
     let answer = async {
-        let channel = connect::unix(socket).await.ok()?;
+        let short = ShortPath::of(&socket).ok()?;
+        let channel = connect::unix(&short.path).await.ok()?;
         let answer = VmmClient::new(channel).describe(DescribeRequest {}).await;
         Some(answer.ok()?.into_inner())
     };
@@ -88,13 +129,20 @@ async fn ask(socket: PathBuf) -> Option<DescribeResponse> {
 }
 
 impl Row {
-    fn new(socket: &Path, answer: Option<DescribeResponse>) -> Self {
+    fn new(found: &Found, answer: Option<DescribeResponse>) -> Self {
+        let socket = found.socket();
         let state = answer
             .as_ref()
             .map_or("no answer", |vm| inspect::state(vm.state()));
         let of_socket = socket.file_stem().unwrap_or_default();
+        let (name, pod) = match found {
+            Found::Own(_) => (of_socket.to_string_lossy().into_owned(), None),
+            Found::OfPod(pod) => (pod.id.clone(), pod.name.clone()),
+        };
         Row {
-            name: of_socket.to_string_lossy().into_owned(),
+            name,
+            namespace: pod.as_ref().map(|pod| pod.namespace.clone()),
+            pod: pod.map(|pod| pod.name),
             state,
             vm: answer.map(|vm| Known {
                 vcpus: vm.vcpus,
@@ -107,11 +155,24 @@ impl Row {
 }
 
 fn table(rows: &[Row]) -> String {
-    let head = ["NAME", "STATE", "VCPUS", "MEMORY", "PID"].map(str::to_owned);
+    let head = [
+        "NAME",
+        "NAMESPACE",
+        "POD",
+        "STATE",
+        "VCPUS",
+        "MEMORY",
+        "PID",
+    ]
+    .map(str::to_owned);
     let body = rows.iter().map(|row| {
         let known = |value: fn(&Known) -> String| row.vm.as_ref().map_or("-".into(), value);
+        let of_pod = |name: &Option<String>| name.clone().map_or("-".into(), |name| clean(&name));
         [
-            row.name.clone(),
+            // As much of an id as tells it from others.
+            row.name.chars().take(SHOWN).collect(),
+            of_pod(&row.namespace),
+            of_pod(&row.pod),
             row.state.into(),
             known(|vm| vm.vcpus.to_string()),
             known(|vm| format!("{}M", vm.memory_bytes >> 20)),
@@ -121,9 +182,16 @@ fn table(rows: &[Row]) -> String {
     output::columns(std::iter::once(head).chain(body))
 }
 
+/// Names come from whoever made the pod, and go to a terminal.
+fn clean(name: &str) -> String {
+    let safe = |c: char| if c.is_control() { '?' } else { c };
+    name.chars().map(safe).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pods::PodName;
     use orlop_proto::vmm::v1::VmState;
 
     #[test]
@@ -136,18 +204,31 @@ mod tests {
             pid: 77,
             ..Default::default()
         };
+        let own = |socket: &str| Found::Own(socket.into());
+        let pod = Found::OfPod(Pod {
+            id: "0123456789abcdef0123456789abcdef".into(),
+            name: Some(PodName {
+                namespace: "prod".into(),
+                name: "web-0\u{1b}".into(),
+            }),
+            socket: "/run/orlop/k8s.io/x/vmm.sock".into(),
+        });
         let rows = [
-            Row::new(Path::new("/run/orlop/vm/web.sock"), Some(answer)),
-            Row::new(Path::new("/run/orlop/vm/stuck.sock"), None),
+            Row::new(&own("/run/orlop/vm/web.sock"), Some(answer.clone())),
+            Row::new(&own("/run/orlop/vm/stuck.sock"), None),
+            Row::new(&pod, Some(answer)),
         ];
         assert_eq!(
             table(&rows),
-            "NAME   STATE      VCPUS  MEMORY  PID\n\
-             web    paused     2      512M    77\n\
-             stuck  no answer  -      -       -\n"
+            "NAME              NAMESPACE  POD     STATE      VCPUS  MEMORY  PID\n\
+             web               -          -       paused     2      512M    77\n\
+             stuck             -          -       no answer  -      -       -\n\
+             0123456789abcdef  prod       web-0?  paused     2      512M    77\n"
         );
         let json = serde_json::to_value(&rows).unwrap();
         assert_eq!(json[0]["memory_bytes"], 512 << 20);
         assert!(json[1].get("memory_bytes").is_none());
+        assert!(json[1].get("pod").is_none());
+        assert_eq!(json[2]["namespace"], "prod");
     }
 }

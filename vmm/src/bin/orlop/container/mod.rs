@@ -22,7 +22,7 @@ use orlop_vmm::state::StateDirectory;
 use tonic::Status;
 
 use self::session::Session;
-use self::settings::Settings;
+pub use self::settings::Settings;
 use self::vm::Vm;
 use crate::{client, image, run, virtiofsd};
 

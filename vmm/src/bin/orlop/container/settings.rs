@@ -1,4 +1,5 @@
-//! The kernel, the initramfs and the virtiofsd that the shim is configured with: `orlop run --image` uses the same.
+//! The kernel, the initramfs and the virtiofsd that the shim is configured with: `orlop run --image` uses the same. And
+//! where its pods are.
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,8 @@ pub struct Settings {
     pub virtiofsd: Option<PathBuf>,
     /// Seconds until a VM whose agent is not ready is given up.
     pub boot_timeout: u64,
+    /// Where the shim keeps what it has of its pods.
+    pub state: PathBuf,
 }
 
 impl Default for Settings {
@@ -32,6 +35,7 @@ impl Default for Settings {
             initramfs: programs::initramfs(),
             virtiofsd: None,
             boot_timeout: 30,
+            state: "/run/orlop".into(),
         }
     }
 }
