@@ -32,12 +32,12 @@ fn a_vm_is_as_large_as_its_pods_limits() {
     };
     let main = cri.run(&pod, &container).unwrap();
     assert_eq!(vcpus(&cri, &main), 2);
-    // 64 MiB for the guest and a 64th; the kernel's own part does not count as memory.
+    // 96 MiB for the guest and a 64th; the kernel's own part does not count as memory.
     let total = memory(&cri, &main, "MemTotal");
-    assert!((96..=161).contains(&total), "{total} MiB");
+    assert!((96..=193).contains(&total), "{total} MiB");
     let left = memory(&cri, &main, "MemAvailable");
-    println!("of 161 MiB the guest has {total}, of which {left} are to be had");
-    assert!(left >= 90, "{left} MiB are left for a container of 96 MiB");
+    println!("of 193 MiB the guest has {total}, of which {left} are to be had");
+    assert!(left >= 96, "{left} MiB are left for a container of 96 MiB");
     assert_eq!(
         output(&cri, &main, "cat /sys/fs/cgroup/cpu.max"),
         "150000 100000\n"
@@ -63,7 +63,7 @@ fn the_first_containers_limits_count_where_nobody_tells_the_pods() {
     let main = cri.run(&pod, &container).unwrap();
     assert_eq!(vcpus(&cri, &main), 2);
     let total = memory(&cri, &main, "MemTotal");
-    assert!((400..=471).contains(&total), "{total} MiB");
+    assert!((400..=503).contains(&total), "{total} MiB");
     cri.remove_pod(&pod).unwrap();
     stage.leaves_nothing();
 }
@@ -178,7 +178,7 @@ fn a_vm_grows_with_its_pod_and_shrinks_again() {
     let first = cri.run(&pod, &first).unwrap();
     assert_eq!(vcpus(&cri, &first), 1);
     let at_first = memory(&cri, &first, "MemTotal");
-    assert!(at_first <= 129, "{at_first} MiB");
+    assert!(at_first <= 161, "{at_first} MiB");
 
     // A container that comes later brings what it needs with it, before it runs.
     let second = Container {
@@ -187,17 +187,17 @@ fn a_vm_grows_with_its_pod_and_shrinks_again() {
         ..Container::busybox("second", WAIT)
     };
     let second = cri.run(&pod, &second).unwrap();
+    until(|| memory(&cri, &second, "MemTotal") >= at_first + 240);
     let total = memory(&cri, &second, "MemTotal");
-    assert!(total >= at_first + 240, "{at_first} MiB, then {total}");
     until(|| vcpus(&cri, &second) == 2);
     // It can use what it was promised.
-    let script = "head -c 200000000 /dev/zero | tail -c 200000000 | wc -c";
-    assert_eq!(output(&cri, &second, script), "200000000\n");
+    let script = "head -c 150000000 /dev/zero | tail -c 150000000 | wc -c";
+    assert_eq!(output(&cri, &second, script), "150000000\n");
 
     // New limits hold in the guest, and the VM goes with them.
     cri.update(&second, resources(1000, 384 * MIB)).unwrap();
+    until(|| memory(&cri, &second, "MemTotal") >= total + 120);
     let more = memory(&cri, &second, "MemTotal");
-    assert!(more >= total + 120, "{total} MiB, then {more}");
     let limit = output(&cri, &second, "cat /sys/fs/cgroup/memory.max");
     assert_eq!(limit, format!("{}\n", 384 * MIB));
     cri.update(&second, resources(250, 64 * MIB)).unwrap();
@@ -377,7 +377,8 @@ fn memory(cri: &Cri, container: &str, what: &str) -> u64 {
 }
 
 fn output(cri: &Cri, container: &str, script: &str) -> String {
-    let done = cri.exec(container, &["sh", "-c", script]).unwrap();
+    let done = cri.exec(container, &["sh", "-c", script]);
+    let done = done.unwrap_or_else(|error| panic!("{script}: {error}"));
     let error = String::from_utf8_lossy(&done.stderr);
     assert_eq!(done.exit_code, 0, "{script}: {error}");
     String::from_utf8(done.stdout).unwrap()
