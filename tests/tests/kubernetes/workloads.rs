@@ -125,7 +125,7 @@ fn a_daemon_set_and_a_cron_job_have_guests_too() {
     );
     let cron = json!({
         "apiVersion": "batch/v1", "kind": "CronJob", "metadata": { "name": "tick" },
-        "spec": { "schedule": "* * * * *", "jobTemplate": { "spec": { "template": once } } },
+        "spec": { "schedule": "* * * * *", "concurrencyPolicy": "Forbid", "jobTemplate": { "spec": { "template": once } } },
     });
     stage.apply(&[daemon, cron]);
     let ready = |kubectl: &orlop_testbed::cluster::kubectl::Kubectl| {
