@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use orlop_testbed::cluster::kubectl::has_condition;
-use orlop_testbed::image::BUSYBOX;
 use orlop_testbed::stories::size;
 use serde_json::{Value, json};
 
@@ -32,13 +31,13 @@ fn a_deployment_rolls_over_while_its_service_answers_every_request() {
         "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web" },
         "spec": { "selector": { "app": "web" }, "ports": [{ "port": 80 }] },
     });
-    // An ordinary container beside the guests.
+    // An ordinary container beside the guests, which asks once it knows whom, until it is told to stop.
+    let ask = "until test -e /address; do sleep 0.2; done; \
+               until test -e /stop; do if wget -q -T 20 -O /dev/null http://$(cat /address)/; then echo ok; else echo failed; fi >>/answers; \
+               sleep 0.2; done; touch /stopped; sleep infinity";
     let client = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "client" },
-        "spec": {
-            "terminationGracePeriodSeconds": 0,
-            "containers": [{ "name": "main", "image": BUSYBOX, "command": ["sleep", "infinity"] }],
-        },
+        "spec": { "terminationGracePeriodSeconds": 0, "containers": [shell("main", ask)] },
     });
     stage.apply(&[deployment, service, client]);
     let limit = format!("--timeout={}s", LIMIT.as_secs() * replicas);
@@ -53,17 +52,14 @@ fn a_deployment_rolls_over_while_its_service_answers_every_request() {
         .kubectl
         .run(&["get", "service/web", "--output=jsonpath={.spec.clusterIP}"])
         .unwrap();
-    let ask = format!(
-        "while ! test -e /stop; do if wget -q -T 20 -O /dev/null http://{address}/; then echo ok; else echo failed; fi >>/answers; sleep 0.2; done"
-    );
-    let start = format!("({ask}) >/dev/null 2>&1 </dev/null &");
-    stage.inside("client", &start);
+    stage.inside("client", &format!("echo {address} >/new; mv /new /address"));
     stage
         .kubectl
         .run(&["rollout", "restart", "deployment/web"])
         .unwrap();
     stage.kubectl.run(&rolled).unwrap();
-    stage.inside("client", "touch /stop");
+    let stop = "touch /stop; until test -e /stopped; do sleep 0.2; done";
+    stage.inside("client", stop);
     let answers = stage.inside("client", "sort /answers | uniq -c");
     assert!(answers.contains("ok"), "nothing was asked");
     assert!(
