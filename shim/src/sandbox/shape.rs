@@ -166,10 +166,10 @@ mod tests {
             shape(size(1, 193), &none, bounds(1, 1024)),
             text("1", "193M,max=1023M")
         );
-        // 1 TiB in 16384 blocks of 64 MiB.
+        // Of more than half a TiB, in blocks of 64 MiB.
         assert_eq!(
-            shape(size(1, 200_000), &none, bounds(1, 1 << 20)),
-            text("1", "200000M,max=1048544M")
+            shape(size(1, 200_001), &none, bounds(1, 1 << 20)),
+            text("1", "200001M,max=1048513M")
         );
         let asked = Asked {
             vcpus: Some(2),
