@@ -1,14 +1,16 @@
 //! Namespaces of a cluster's own: mounts, network, processes, names, IPC.
 
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 
 use crate::host::outcome::shell_status;
 
-/// A command that runs this program with `arguments` as the first process of new namespaces. What it starts ends with it. Only root may
-/// make them.
+/// A command that runs this program with `arguments` as the first process of new namespaces. It ends with whoever started it, and what it
+/// starts ends with it. Only root may make them.
 ///
 /// # Errors
 /// When this program has no path.
@@ -17,10 +19,14 @@ pub fn command(arguments: &[impl AsRef<OsStr>]) -> Result<Command> {
     command
         .args(["--mount", "--net", "--pid", "--uts", "--ipc"])
         .args(["--propagation", "private", "--mount-proc"])
-        // Interrupted, unshare dies, and with it the first process and so all of them.
-        .args(["--fork", "--kill-child=SIGTERM"])
+        .args(["--fork", "--kill-child"])
         .arg(std::env::current_exe()?)
         .args(arguments);
+    // The first process of a namespace, and unshare that waits for it, leave all signals be but one.
+    // SAFETY: the call is async-signal-safe, and nothing is allocated.
+    unsafe {
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
+    }
     Ok(command)
 }
 
