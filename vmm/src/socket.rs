@@ -109,7 +109,18 @@ impl Drop for Unlink {
 mod tests {
     use std::io::{Read, Write};
 
+    use std::time::{Duration, Instant};
+
     use super::*;
+
+    /// Waits until nobody listens any more. A process that another test is just making has a copy of the listener until it runs its program.
+    fn until_dead(path: &Path) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while UnixStream::connect(path).is_ok() {
+            assert!(Instant::now() < end, "somebody still listens");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 
     #[test]
     fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
@@ -123,6 +134,7 @@ mod tests {
             io::ErrorKind::AddrInUse
         );
         drop(first);
+        until_dead(&path);
         let second = listen_anew(&path).unwrap();
         drop(Unlink::later(&path));
         assert!(!path.exists());
@@ -135,6 +147,7 @@ mod tests {
         let path = &dir.path().join("s");
         for _ in 0..20 {
             drop(listen_anew(path).unwrap());
+            until_dead(path);
             let listeners: Vec<_> = std::thread::scope(|scope| {
                 let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| listen_anew(path))).collect();
                 threads.into_iter().map(|t| t.join().unwrap()).collect()
@@ -142,6 +155,8 @@ mod tests {
             let listening = listeners.iter().filter(|listener| listener.is_ok());
             assert_eq!(listening.count(), 1, "{listeners:?}");
             assert!(UnixStream::connect(path).is_ok());
+            drop(listeners);
+            until_dead(path);
         }
     }
 

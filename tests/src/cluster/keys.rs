@@ -19,7 +19,6 @@ const USERS: &[(&str, &str, &str)] = &[
     ("controller-manager", "system:kube-controller-manager", ""),
     ("scheduler", "system:kube-scheduler", ""),
     ("proxy", "system:kube-proxy", ""),
-    ("dns", "system:coredns", ""),
 ];
 
 /// Where the parts of the control plane find their keys.
