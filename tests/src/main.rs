@@ -80,7 +80,7 @@ enum What {
         /// Have the stories that move much data move a gigabyte, which takes an emulated machine long
         #[arg(long)]
         full: bool,
-        /// Tell those of a Kubernetes cluster as well, which is built first; by name they are told in any case
+        /// Tell those as well that take long, and those of a Kubernetes cluster, which is built first; by name they are told in any case
         #[arg(long)]
         all: bool,
     },
@@ -155,7 +155,7 @@ fn main() -> ExitCode {
             } else {
                 Telling::default()
             };
-            stories::test(&only, &telling.with_cluster(all))
+            stories::test(&only, &telling.of_all(all))
         }
         What::Soak { minutes, seed } => stories::soak(minutes, seed),
         What::Stories { programs, only } => stories::tell(&programs, &only),

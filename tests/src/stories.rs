@@ -44,11 +44,14 @@ const ONE_BY_ONE: [&str; 2] = ["--test-threads=1", "--nocapture"];
 /// The program whose stories are told in a Kubernetes cluster, which takes long to build and some time to start.
 const CLUSTER: &str = "kubernetes";
 
+/// The programs whose stories are told when all are asked for, or these by their names: a machine that emulates everything takes long for them.
+const LONG: &[&str] = &[CLUSTER, "iperf", "resize", SOAK];
+
 /// How stories are told.
 #[derive(Debug, Clone)]
 pub struct Telling {
-    /// Whether those of a cluster are told too when none are asked for by name.
-    with_cluster: bool,
+    /// Whether those that take long are told too when none are asked for by name.
+    all: bool,
     /// What they look at in their environment.
     variables: Vec<(&'static str, String)>,
     /// How long one program may take in a virtual host.
@@ -60,7 +63,7 @@ pub struct Telling {
 impl Default for Telling {
     fn default() -> Self {
         Telling {
-            with_cluster: false,
+            all: false,
             variables: Vec::new(),
             limit: LIMIT,
             attempts: ATTEMPTS,
@@ -79,13 +82,10 @@ impl Telling {
         }
     }
 
-    /// The same, with the stories of a cluster among those that are told when none are asked for by name.
+    /// The same, and whether those that take long are among those that are told when none are asked for by name.
     #[must_use]
-    pub fn with_cluster(self, with_cluster: bool) -> Self {
-        Telling {
-            with_cluster,
-            ..self
-        }
+    pub fn of_all(self, all: bool) -> Self {
+        Telling { all, ..self }
     }
 
     /// A soak of so many minutes.
@@ -95,7 +95,7 @@ impl Telling {
         Telling {
             variables,
             limit: LIMIT + Duration::from_secs(60) * minutes,
-            with_cluster: false,
+            all: false,
             // A soak that fails has found something, and says with which seed.
             attempts: 1,
         }
@@ -148,18 +148,19 @@ pub fn test(only: &[String], telling: &Telling) -> Result<ExitCode> {
     step("building the stories");
     let programs = story_programs()?;
     for program in &programs {
-        let by_name = !only.is_empty();
+        let name = name_of(program);
+        if only.is_empty() && !telling.all && LONG.contains(&name.as_str()) {
+            total.skipped += pass_over(program)?;
+            continue;
+        }
         let Some(only) = wanted(program, only)? else {
             continue;
         };
-        let (count, ended_well) = if name_of(program) != CLUSTER {
-            step(format!("starting the machine for {}", name_of(program)));
-            tell_where_kvm_is(program, only, telling)?
-        } else if by_name || telling.with_cluster {
+        let (count, ended_well) = if name == CLUSTER {
             tell_in_cluster(program, only, telling)?
         } else {
-            // They say that they are skipped, and why.
-            tell_by(Command::new(program))?
+            step(format!("starting the machine for {name}"));
+            tell_where_kvm_is(program, only, telling)?
         };
         total.add(count);
         broken |= !ended_well && count.failed == 0;
@@ -177,6 +178,21 @@ pub fn test(only: &[String], telling: &Telling) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Says that the stories of a program are not told, and how many these are.
+fn pass_over(program: &Path) -> Result<u32> {
+    let mut list = Command::new(program);
+    list.args(["--list", "--format=terse"]);
+    let listed = list
+        .output()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    let stories = String::from_utf8_lossy(&listed.stdout).lines().count();
+    let name = name_of(program);
+    println!(
+        "{SKIPPED}{stories} stories of {name}, which take long: `cargo testbed test {name}` tells them, or --all"
+    );
+    Ok(u32::try_from(stories)?)
 }
 
 /// Which stories of a program are to be told, by parts of their names; none of these for all of them, and `None` for not one.

@@ -81,7 +81,7 @@ fn a_vm_in_the_background_is_steered_by_its_name() {
     let script = "load button; load evdev; echo the guest listens; \
                   (head -c 24 /dev/input/event0 >/dev/null; poweroff -f) & \
                   stty -echo; while read line; do echo \"heard $line\"; done";
-    let guest = Guest::new(Kernel::Vmlinux, script);
+    let guest = Guest::new(Kernel::Own, script);
     let desk = Desk::of(&guest);
     let started = desk.run(&guest, "web", &["--cpus", "2"]);
     assert_eq!(
@@ -168,7 +168,7 @@ fn a_vm_in_the_background_is_steered_by_its_name() {
 #[test]
 fn a_guest_that_does_not_power_off_is_killed() {
     let Some(stage) = stage() else { return };
-    let guest = Guest::new(Kernel::Vmlinux, "sleep 1000");
+    let guest = Guest::new(Kernel::Own, "sleep 1000");
     let desk = Desk::of(&guest);
     for name in ["db", "web"] {
         assert_eq!(desk.run(&guest, name, &["--memory", "128M"]).status, 0);
@@ -186,7 +186,7 @@ fn a_guest_that_does_not_power_off_is_killed() {
 #[test]
 fn what_cannot_run_in_the_background_is_said_in_the_foreground() {
     let Some(stage) = stage() else { return };
-    let guest = Guest::new(Kernel::Vmlinux, "sleep 1000");
+    let guest = Guest::new(Kernel::Own, "sleep 1000");
     let desk = Desk::of(&guest);
     for (arguments, status, words) in [
         (["--disk", "path=/nonexistent"], 1, "/nonexistent"),
@@ -242,7 +242,7 @@ fn a_pause_of_ten_seconds_is_nothing_to_the_guest() {
                   [ $(head -c 16777216 /dev/vda | md5sum | head -c 32) = $(md5sum </dev/data | head -c 32) ] \
                   && echo round $round is equal || echo round $round differs; done; \
                   dmesg | grep -iE 'lockup|stall|I/O error|hung' || echo no complaint; poweroff -f";
-    let guest = Guest::new(Kernel::Vmlinux, script);
+    let guest = Guest::new(Kernel::Own, script);
     let desk = Desk::of(&guest);
     let (image, console) = (guest.path("image"), guest.path("console"));
     fs::write(&image, vec![0; 16 << 20]).unwrap();

@@ -93,7 +93,7 @@ fn a_pattern_that_a_guest_writes_is_on_the_host_and_in_the_next_guest_to_the_byt
     assert!(equal(&image, &expected), "the host has other bytes");
 
     let compare = "load virtio_blk; cmp /dev/vda /dev/vdb && echo they are equal; poweroff -f";
-    let reader = Guest::new(Kernel::Vmlinux, compare);
+    let reader = Guest::new(Kernel::Own, compare);
     let reading = reader.start(&[
         "--disk",
         &disk(&image, ",readonly"),
@@ -113,7 +113,7 @@ fn a_readonly_disk_refuses_what_would_change_it() {
                   echo no | dd of=/dev/vda conv=fsync,notrunc && echo it was written; \
                   blkdiscard /dev/vda && echo it was discarded; \
                   blockdev --setrw /dev/vda; echo no | dd of=/dev/vda conv=fsync,notrunc && echo it was forced; poweroff -f";
-    let guest = Guest::new(Kernel::Vmlinux, script);
+    let guest = Guest::new(Kernel::Own, script);
     let (image, expected) = (guest.path("image"), guest.path("expected"));
     pattern(&image, 1);
     pattern(&expected, 1);
@@ -150,7 +150,7 @@ fn a_host_disk_that_is_full_gives_the_guest_an_io_error_and_the_vm_lives() {
     let Some(stage) = stage() else { return };
     let script = "load virtio_blk; dd if=/dev/zero of=/dev/vda bs=1M count=32 conv=notrunc,fsync; echo status $?; \
                   dd if=/dev/vda of=/dev/null bs=1M count=1 2>/dev/null && echo still read; poweroff -f";
-    let guest = Guest::new(Kernel::Vmlinux, script);
+    let guest = Guest::new(Kernel::Own, script);
     let small = Small::mount(guest.path("small"), "size=4m");
     let image = small.0.join("image");
     sparse(&image, 64);
@@ -172,7 +172,7 @@ fn a_limit_of_file_sizes_gives_the_guest_an_io_error_and_the_vm_lives() {
     let script = "load virtio_blk; \
                   dd if=/dev/zero of=/dev/vda bs=1M count=1 seek=8 conv=notrunc,fsync; echo status $?; \
                   dd if=/dev/vda of=/dev/null bs=1M count=1 2>/dev/null && echo still read; poweroff -f";
-    let guest = Guest::new(Kernel::Vmlinux, script);
+    let guest = Guest::new(Kernel::Own, script);
     let image = guest.path("image");
     sparse(&image, 16);
     let vmm = guest.command(&["--disk", &disk(&image, "")]);
@@ -193,8 +193,8 @@ fn a_limit_of_file_sizes_gives_the_guest_an_io_error_and_the_vm_lives() {
 #[test]
 fn a_writable_image_is_for_one_vm_at_a_time() {
     let Some(stage) = stage() else { return };
-    let first = Guest::new(Kernel::Vmlinux, "echo running; sleep 1000");
-    let second = Guest::new(Kernel::Vmlinux, "poweroff -f");
+    let first = Guest::new(Kernel::Own, "echo running; sleep 1000");
+    let second = Guest::new(Kernel::Own, "poweroff -f");
     let (image, console, socket) = (
         first.path("image"),
         first.path("console"),
@@ -231,7 +231,7 @@ fn a_writable_image_is_for_one_vm_at_a_time() {
 fn what_a_guest_discards_is_free_on_the_host() {
     let Some(stage) = stage() else { return };
     let script = "load virtio_blk; blkdiscard -o 16777216 -l 33554432 /dev/vda && echo discarded; poweroff -f";
-    let guest = Guest::new(Kernel::Vmlinux, script);
+    let guest = Guest::new(Kernel::Own, script);
     let image = guest.path("image");
     pattern(&image, 64);
     let allocated = || fs::metadata(&image).unwrap().blocks() as usize * 512;
@@ -258,7 +258,7 @@ fn a_disk_shows_its_serial_number_and_a_queue_for_each_processor() {
     let Some(stage) = stage() else { return };
     let script = "load virtio_blk; echo serial $(cat /sys/block/vda/serial); \
                   echo queues $(ls /sys/block/vda/mq | wc -l); poweroff -f";
-    let guest = Guest::new(Kernel::Vmlinux, script);
+    let guest = Guest::new(Kernel::Own, script);
     let image = guest.path("image");
     sparse(&image, 1);
     for cpus in ["1", "3"] {

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 #[test]
 fn the_terminal_is_as_it_was_when_its_user_leaves() {
     let Some(stage) = stage() else { return };
-    let guest = Guest::new(Kernel::Vmlinux, "sleep 1000");
+    let guest = Guest::new(Kernel::Own, "sleep 1000");
     let mut vm = OnTerminal::start(guest.command(&[]));
     vm.types(b"\x01x");
     assert_eq!(vm.ended(), 137);
@@ -22,7 +22,7 @@ fn the_terminal_is_as_it_was_when_its_user_leaves() {
 #[test]
 fn the_terminal_is_as_it_was_after_signals() {
     let Some(stage) = stage() else { return };
-    let guest = Guest::new(Kernel::Vmlinux, "sleep 1000");
+    let guest = Guest::new(Kernel::Own, "sleep 1000");
     for signal in [
         Signal::SIGTERM,
         Signal::SIGINT,
@@ -41,7 +41,7 @@ fn the_terminal_is_as_it_was_after_signals() {
 fn the_guest_gets_what_is_typed_and_the_terminal_is_as_it_was_after_power_off() {
     let Some(stage) = stage() else { return };
     let script = "stty raw -echo; echo ready; head -c 3 | od -An -tx1; poweroff -f";
-    let guest = Guest::new(Kernel::Vmlinux, script);
+    let guest = Guest::new(Kernel::Own, script);
     let mut vm = OnTerminal::start(guest.command(&[]));
     vm.shows("ready");
     // Ctrl-C and Ctrl-Z are the guest's, and so is what comes of two Ctrl-A.

@@ -54,7 +54,7 @@ fn boots(kernel: Kernel, cpus: u32) {
 #[test]
 fn a_guest_that_resets_itself_is_told_by_status_3() {
     let Some(stage) = stage() else { return };
-    let guest = Guest::new(Kernel::Vmlinux, "reboot -f");
+    let guest = Guest::new(Kernel::Own, "reboot -f");
     let ended = guest.run(&["--no-reboot"]);
     assert_eq!(ended.status, 3, "{}", ended.error());
     drop(guest);
@@ -67,7 +67,7 @@ fn a_guest_that_resets_itself_boots_again_with_the_same_disks() {
     let script = "load virtio_blk; read mark </dev/vda; echo mark $mark; \
                   [ \"$mark\" = 2 ] && poweroff -f; \
                   echo $((mark + 1)) | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null; reboot -f";
-    let guest = Guest::new(Kernel::Vmlinux, script);
+    let guest = Guest::new(Kernel::Own, script);
     let disk = guest.path("disk");
     let mut content = vec![b'\n'; 1 << 20];
     content[0] = b'0';
@@ -105,7 +105,7 @@ fn a_guest_reads_and_writes_its_disks() {
                   echo written | dd of=/dev/vda bs=512 seek=2 conv=fsync,notrunc 2>/dev/null; \
                   echo size $(blockdev --getsize64 /dev/vda); \
                   echo no >/dev/vdb && echo read-only disk written; poweroff -f";
-    let guest = Guest::new(Kernel::Vmlinux, script);
+    let guest = Guest::new(Kernel::Own, script);
     let (disk, fixed) = (guest.path("disk"), guest.path("fixed"));
     let mut content = vec![0; 1 << 20];
     content[..6].copy_from_slice(b"hello\n");
@@ -132,7 +132,7 @@ fn a_guest_has_random_numbers_from_the_host() {
     let Some(stage) = stage() else { return };
     let script = "load virtio_rng; cat /sys/class/misc/hw_random/rng_current; \
                   echo bytes $(head -c 64 /dev/hwrng | wc -c); poweroff -f";
-    let guest = Guest::new(Kernel::Vmlinux, script);
+    let guest = Guest::new(Kernel::Own, script);
     let ended = guest.run(&[]);
     assert!(ended.output().contains("virtio_rng"), "{ended:?}");
     assert!(ended.output().contains("bytes 64\r\n"), "{ended:?}");
@@ -144,7 +144,7 @@ fn a_guest_has_random_numbers_from_the_host() {
 fn a_vm_is_described_paused_resumed_and_killed_through_its_control_socket() {
     let Some(stage) = stage() else { return };
     let script = "n=0; while :; do n=$((n+1)); echo tick $n; sleep 0.2; done";
-    let guest = Guest::new(Kernel::Vmlinux, script);
+    let guest = Guest::new(Kernel::Own, script);
     let console = guest.path("console");
     let socket = guest.path("control");
     let running = guest.start(&[
@@ -208,7 +208,7 @@ fn a_guest_powers_off_when_its_power_button_is_pressed() {
     let Some(stage) = stage() else { return };
     let script = "load button; load evdev; echo listening; \
                   head -c 24 /dev/input/event0 >/dev/null && echo pressed; poweroff -f";
-    let guest = Guest::new(Kernel::Vmlinux, script);
+    let guest = Guest::new(Kernel::Own, script);
     let console = guest.path("console");
     let socket = guest.path("control");
     let running = guest.start(&[
