@@ -148,6 +148,15 @@ impl StateDir {
     /// # Errors
     /// When something stays.
     pub fn remove(&self) -> io::Result<()> {
+        let removed = self.remove_own();
+        // The namespace's directory goes with its last pod, be that removed by somebody else who got no further.
+        if let Some(parent) = self.0.parent() {
+            let _ = fs::remove_dir(parent);
+        }
+        removed
+    }
+
+    fn remove_own(&self) -> io::Result<()> {
         table::unmount_below(&self.0)?;
         let entries = match fs::read_dir(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -163,12 +172,7 @@ impl StateDir {
             let path = entry?.path();
             remove_entry(&path)?;
         }
-        remove_entry(&self.0)?;
-        // The namespace's directory goes with its last pod.
-        if let Some(parent) = self.0.parent() {
-            let _ = fs::remove_dir(parent);
-        }
-        Ok(())
+        remove_entry(&self.0)
     }
 }
 
@@ -236,6 +240,19 @@ mod tests {
         fs::write(&precious, "data").unwrap();
         assert!(directory.remove().is_err());
         assert_eq!(fs::read_to_string(&precious).unwrap(), "data");
+    }
+
+    #[test]
+    fn a_namespace_goes_with_its_last_pod_whoever_removed_that() {
+        let root = tempfile::tempdir().unwrap();
+        let [first, second] = ["c1", "c2"].map(|id| StateDir::of(root.path(), "default", id));
+        first.create().unwrap();
+        second.create().unwrap();
+        first.remove().unwrap();
+        assert!(second.path().exists());
+        fs::remove_dir(second.path()).unwrap();
+        second.remove().unwrap();
+        assert!(!root.path().join("default").exists());
     }
 
     #[test]
