@@ -149,7 +149,7 @@ fn memory_that_a_backend_shares_is_given_back_too() {
     let socket = directory.path().join("fs.sock");
     let backend = Backend::start(directory.path(), &socket);
     let share = format!("tag=share,socket={}", socket.display());
-    gives_back(Kernel::Own, 256, &["--memory", "512M", "--fs", &share]);
+    gives_back(Kernel::Vmlinux, 256, &["--memory", "512M", "--fs", &share]);
     drop((backend, directory));
     stage.leaves_nothing();
 }
@@ -162,7 +162,7 @@ fn a_balloon_has_its_size_until_the_guest_needs_the_memory() {
                   echo little is free; sleep 15; \
                   dd if=/dev/zero of=/dev/data/file bs=1M count=300 2>/dev/null && echo written";
     let arguments = ["--memory", "512M", "--balloon", "size=256M"];
-    let vm = Vm::start(Kernel::Own, script, &arguments);
+    let vm = Vm::start(Kernel::Vmlinux, script, &arguments);
     within(LONG, "the balloon has its size", || vm.balloon() == 256);
     vm.says("little is free\r\n");
     vm.says("written\r\n");
@@ -202,7 +202,7 @@ fn a_balloon_has_another_size_when_its_user_says_so() {
 fn a_vm_without_a_balloon_has_none() {
     let Some(stage) = stage() else { return };
     let script = "ls /sys/bus/virtio/devices | wc -l; poweroff -f";
-    let guest = Guest::new(Kernel::Own, script);
+    let guest = Guest::new(Kernel::Vmlinux, script);
     let ended = guest.run(&["--balloon", "off"]);
     assert!(ended.output().contains("1\r\n"), "{ended:?}");
     assert_eq!(ended.status, 0, "{}", ended.error());

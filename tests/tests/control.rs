@@ -242,7 +242,7 @@ fn a_pause_of_ten_seconds_is_nothing_to_the_guest() {
                   [ $(head -c 16777216 /dev/vda | md5sum | head -c 32) = $(md5sum </dev/data | head -c 32) ] \
                   && echo round $round is equal || echo round $round differs; done; \
                   dmesg | grep -iE 'lockup|stall|I/O error|hung' || echo no complaint; poweroff -f";
-    let guest = Guest::new(Kernel::Own, script);
+    let guest = Guest::new(Kernel::Vmlinux, script);
     let desk = Desk::of(&guest);
     let (image, console) = (guest.path("image"), guest.path("console"));
     fs::write(&image, vec![0; 16 << 20]).unwrap();

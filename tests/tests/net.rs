@@ -187,7 +187,7 @@ fn the_kernel_passes_bytes_where_the_host_has_vhost_net() {
 #[test]
 fn four_pairs_of_queues_pass_bytes_for_four_processors() {
     check(
-        &passes_bytes(Kernel::Own, 4, "4", 4, ",queues=4,vhost=off"),
+        &passes_bytes(Kernel::Vmlinux, 4, "4", 4, ",queues=4,vhost=off"),
         16,
         0,
     );
@@ -197,7 +197,7 @@ fn four_pairs_of_queues_pass_bytes_for_four_processors() {
 fn the_kernel_passes_bytes_by_four_pairs_of_queues() {
     if has_vhost() {
         check(
-            &passes_bytes(Kernel::Own, 4, "4", 4, ",queues=4,vhost=on"),
+            &passes_bytes(Kernel::Vmlinux, 4, "4", 4, ",queues=4,vhost=on"),
             16,
             4,
         );
@@ -234,7 +234,7 @@ fn loses_its_tap(vhost: &str) {
         stream.read_exact(&mut bytes).unwrap();
         ip(&format!("link delete {name}"));
     });
-    let guest = Guest::new(Kernel::Own, &script);
+    let guest = Guest::new(Kernel::Vmlinux, &script);
     let ended = guest.run(&["--net", &format!("tap={},{vhost}", tap.name)]);
     let output = ended.output();
     for line in ["carrier 1", "then carrier 0", "nobody answers", "and alive"] {
@@ -263,7 +263,7 @@ fn a_tap_is_handed_over_by_its_descriptor_and_lives_through_a_reboot() {
     let queue = queue_of(&tap.name);
     // What is started now has it.
     fcntl(&queue, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-    let guest = Guest::new(Kernel::Own, &script);
+    let guest = Guest::new(Kernel::Vmlinux, &script);
     let running = guest.start(&["--net", &format!("fd={}", queue.as_raw_fd())]);
     drop(queue);
     let ended = running.wait(guest::LIMIT).unwrap();
@@ -283,7 +283,7 @@ fn a_tap_is_handed_over_by_its_descriptor_and_lives_through_a_reboot() {
 #[test]
 fn a_tap_that_cannot_be_used_is_told_with_what_to_do() {
     let Some(stage) = stage() else { return };
-    let guest = Guest::new(Kernel::Own, "poweroff -f");
+    let guest = Guest::new(Kernel::Vmlinux, "poweroff -f");
     let tap = Tap::new(1);
     let held = queue_of(&tap.name);
     for (net, hint) in [

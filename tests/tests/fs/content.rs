@@ -133,7 +133,7 @@ fn both_sides_see_what_the_other_does() {
          umount /host{place}; umount /shared; echo done; poweroff -f"
     );
     let vm = Vm::start(
-        Kernel::Own,
+        Kernel::Vmlinux,
         &script,
         &[
             "--fs",

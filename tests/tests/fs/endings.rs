@@ -91,7 +91,7 @@ fn a_directory_comes_and_goes_while_the_guest_runs() {
                   until mount -t virtiofs hot$round /hot 2>/dev/null; do sleep 1; done; \
                   cat /hot/file; echo; echo $round >/hot/round; umount /hot; echo round $round; done; \
                   while :; do sleep 60; done";
-    let vm = Vm::start(Kernel::Own, script, &["--memory", "256M,shared"]);
+    let vm = Vm::start(Kernel::Vmlinux, script, &["--memory", "256M,shared"]);
     vm.says("ready");
     assert!(vm.describe().memory_shared);
     let inspected = vm.orlop("inspect", &[]);

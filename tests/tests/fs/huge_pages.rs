@@ -53,7 +53,7 @@ fn huge_pages_are_the_vm_s_from_its_start_to_its_end() {
                   [ $(cat /shared/lives | wc -l) = 1 ] && reboot -f; \
                   echo waiting; until [ -e /shared/go ]; do sleep 1; done; umount /shared; poweroff -f";
     let vm = Vm::start(
-        Kernel::Own,
+        Kernel::Vmlinux,
         script,
         &[
             "--memory",
@@ -74,7 +74,7 @@ fn huge_pages_are_the_vm_s_from_its_start_to_its_end() {
     assert!(balloon.error().contains("in huge pages"), "{balloon:?}");
 
     // Nothing is left for another.
-    let guest = Guest::new(Kernel::Own, "poweroff -f");
+    let guest = Guest::new(Kernel::Vmlinux, "poweroff -f");
     let refused = guest.run_with(&["--memory", "64M,hugepages=2M"]);
     assert_eq!(refused.status, 1, "{refused:?}");
     let error = refused.error();
