@@ -65,7 +65,7 @@ pub fn build(cache: &Cache, set: Set) -> Result<PathBuf> {
     }
     check_toolchain()?;
     step(format!(
-        "building {} from Go modules, once: some 15 minutes of two processors",
+        "building {} from Go modules, once; Kubernetes takes some 15 minutes of two processors",
         set.name
     ));
     let parent = place.parent().context("the cache has no parent")?;
