@@ -1,6 +1,7 @@
 //! The front end against the real virtiofsd, and against what is none.
 
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -39,20 +40,16 @@ impl Virtiofsd {
         let dir = tempfile::tempdir().unwrap();
         let shared = dir.path().join("shared");
         std::fs::create_dir(&shared).unwrap();
+        // It is listened to before the server runs: a socket's file is there before anybody listens, and then nobody can connect.
+        let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
         let child = Command::new(program)
-            .args(["--sandbox", "none", "--log-level", "error", "--socket-path"])
-            .arg(dir.path().join("socket"))
+            .args(["--sandbox", "none", "--log-level", "error", "--fd", "0"])
             .arg("--shared-dir")
             .arg(shared)
+            .stdin(OwnedFd::from(listener))
             .spawn()
             .unwrap();
-        let server = Virtiofsd { child, dir };
-        let end = Instant::now() + PATIENCE;
-        while !server.socket().exists() {
-            assert!(Instant::now() < end, "virtiofsd does not listen");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Some(server)
+        Some(Virtiofsd { child, dir })
     }
 
     fn socket(&self) -> PathBuf {
