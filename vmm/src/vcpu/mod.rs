@@ -6,6 +6,7 @@
 
 pub mod exits;
 mod gate;
+mod stopped;
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -122,7 +123,13 @@ fn run(fd: &mut VcpuFd, buses: &Buses, exits: &Exits) -> Action {
         VcpuExit::MmioRead(address, data) => buses.memory.read(address, data),
         VcpuExit::MmioWrite(address, data) => buses.memory.write(address, data),
         VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => {}
-        VcpuExit::Shutdown => return Action::End(Outcome::TripleFault),
+        VcpuExit::Shutdown => {
+            log::warn!("the guest crashed: {}", stopped::place(fd));
+            return Action::End(Outcome::TripleFault);
+        }
+        VcpuExit::InternalError => {
+            return Action::End(Outcome::failed(stopped::by_internal_error(fd)));
+        }
         VcpuExit::SystemEvent(kind, _) => return system_event(kind),
         VcpuExit::FailEntry(reason, _) => {
             return Action::End(Outcome::failed(format!(
