@@ -40,7 +40,7 @@ pub async fn unix_with_files(
             let (path, files) = (path.clone(), carried.clone());
             async move {
                 let stream = UnixStream::connect(path).await?;
-                Ok::<_, io::Error>(TokioIo::new(Carrier::new(stream, files)))
+                Ok::<_, io::Error>(TokioIo::new(Carrier::client(stream, files)))
             }
         }))
         .await?;

@@ -64,28 +64,47 @@ impl Files {
     }
 }
 
-/// A connection on which files travel.
+/// A connection on which files travel, one way: what a server has received and not taken yet must not go back with its next bytes.
 #[derive(Debug)]
 pub struct Carrier {
     stream: UnixStream,
     files: Files,
+    way: Way,
+}
+
+/// Which way files go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Out,
+    In,
 }
 
 impl Carrier {
-    /// `stream`, whose files come from `files`, or go there.
-    pub fn new(stream: UnixStream, files: Files) -> Self {
-        Carrier { stream, files }
+    /// A client's connection: `files` go out on it. Those that come in are closed.
+    pub fn client(stream: UnixStream, files: Files) -> Self {
+        let way = Way::Out;
+        Carrier { stream, files, way }
+    }
+
+    /// A server's connection: the files that come in on it.
+    pub fn server(stream: UnixStream) -> Self {
+        let (files, way) = (Files::default(), Way::In);
+        Carrier { stream, files, way }
     }
 
     /// Sends bytes, with the files that wait. They have gone if a single byte has.
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        let stream = self.stream.as_raw_fd();
+        let bytes = [IoSlice::new(bytes)];
+        if self.way == Way::In {
+            return Ok(sendmsg::<UnixAddr>(stream, &bytes, &[], flags, None)?);
+        }
         let mut waiting = self.files.lock();
         let numbers: Vec<RawFd> = waiting.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&numbers)];
         let control = if numbers.is_empty() { &[][..] } else { &rights };
-        let bytes = [IoSlice::new(bytes)];
-        let flags = MsgFlags::MSG_NOSIGNAL;
-        let sent = sendmsg::<UnixAddr>(self.stream.as_raw_fd(), &bytes, control, flags, None)?;
+        let sent = sendmsg::<UnixAddr>(stream, &bytes, control, flags, None)?;
         waiting.clear();
         Ok(sent)
     }
@@ -101,7 +120,10 @@ impl Carrier {
             if let ControlMessageOwned::ScmRights(numbers) = control {
                 for number in numbers {
                     // SAFETY: the kernel has just opened it for this process, and nobody else knows of it.
-                    self.files.push(unsafe { OwnedFd::from_raw_fd(number) });
+                    let file = unsafe { OwnedFd::from_raw_fd(number) };
+                    if self.way == Way::In {
+                        self.files.push(file);
+                    }
                 }
             }
         }
@@ -193,8 +215,8 @@ mod tests {
     fn pair() -> (Carrier, Carrier) {
         let (client, server) = UnixStream::pair().unwrap();
         (
-            Carrier::new(client, Files::default()),
-            Carrier::new(server, Files::default()),
+            Carrier::client(client, Files::default()),
+            Carrier::server(server),
         )
     }
 
@@ -222,6 +244,20 @@ mod tests {
             }
             let missing = server.files.take(1).unwrap_err();
             assert_eq!((missing.wanted, missing.found), (1, 0));
+        });
+    }
+
+    #[test]
+    fn files_stay_with_the_server_whatever_it_sends() {
+        run(async {
+            let (mut client, mut server) = pair();
+            client.files.push(io::pipe().unwrap().1.into());
+            client.write_all(b"call").await.unwrap();
+            server.read_exact(&mut [0; 4]).await.unwrap();
+            server.write_all(b"not yet").await.unwrap();
+            client.read_exact(&mut [0; 7]).await.unwrap();
+            assert!(client.files.take(1).is_err(), "it came back");
+            assert_eq!(server.files.take(1).unwrap().len(), 1);
         });
     }
 

@@ -166,8 +166,8 @@ fn check(counters: &[(String, u64)], mib: u64, vhost_pairs: u64) {
 #[test]
 fn a_guest_and_its_host_ping_each_other_and_pass_bytes_both_ways() {
     check(
-        &passes_bytes(Kernel::Vmlinux, 1, "1", 64, ",vhost=off"),
-        64,
+        &passes_bytes(Kernel::Vmlinux, 1, "1", 16, ",vhost=off"),
+        16,
         0,
     );
 }
@@ -180,15 +180,15 @@ fn our_own_kernel_passes_bytes() {
 #[test]
 fn the_kernel_passes_bytes_where_the_host_has_vhost_net() {
     if has_vhost() {
-        check(&passes_bytes(Kernel::Vmlinux, 1, "1", 64, ""), 64, 1);
+        check(&passes_bytes(Kernel::Own, 1, "1", 16, ""), 16, 1);
     }
 }
 
 #[test]
 fn four_pairs_of_queues_pass_bytes_for_four_processors() {
     check(
-        &passes_bytes(Kernel::Vmlinux, 4, "4", 4, ",queues=4,vhost=off"),
-        16,
+        &passes_bytes(Kernel::Own, 4, "4", 2, ",queues=4,vhost=off"),
+        8,
         0,
     );
 }
@@ -197,8 +197,8 @@ fn four_pairs_of_queues_pass_bytes_for_four_processors() {
 fn the_kernel_passes_bytes_by_four_pairs_of_queues() {
     if has_vhost() {
         check(
-            &passes_bytes(Kernel::Vmlinux, 4, "4", 4, ",queues=4,vhost=on"),
-            16,
+            &passes_bytes(Kernel::Own, 4, "4", 2, ",queues=4,vhost=on"),
+            8,
             4,
         );
     }
@@ -234,7 +234,7 @@ fn loses_its_tap(vhost: &str) {
         stream.read_exact(&mut bytes).unwrap();
         ip(&format!("link delete {name}"));
     });
-    let guest = Guest::new(Kernel::Vmlinux, &script);
+    let guest = Guest::new(Kernel::Own, &script);
     let ended = guest.run(&["--net", &format!("tap={},{vhost}", tap.name)]);
     let output = ended.output();
     for line in ["carrier 1", "then carrier 0", "nobody answers", "and alive"] {
@@ -263,7 +263,7 @@ fn a_tap_is_handed_over_by_its_descriptor_and_lives_through_a_reboot() {
     let queue = queue_of(&tap.name);
     // What is started now has it.
     fcntl(&queue, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-    let guest = Guest::new(Kernel::Vmlinux, &script);
+    let guest = Guest::new(Kernel::Own, &script);
     let running = guest.start(&["--net", &format!("fd={}", queue.as_raw_fd())]);
     drop(queue);
     let ended = running.wait(guest::LIMIT).unwrap();
@@ -283,7 +283,7 @@ fn a_tap_is_handed_over_by_its_descriptor_and_lives_through_a_reboot() {
 #[test]
 fn a_tap_that_cannot_be_used_is_told_with_what_to_do() {
     let Some(stage) = stage() else { return };
-    let guest = Guest::new(Kernel::Vmlinux, "poweroff -f");
+    let guest = Guest::new(Kernel::Own, "poweroff -f");
     let tap = Tap::new(1);
     let held = queue_of(&tap.name);
     for (net, hint) in [

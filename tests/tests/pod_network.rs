@@ -222,6 +222,7 @@ fn the_hosts_network_is_refused() {
         if let Some(linux) = &mut config.linux {
             linux.security_context = Some(v1::LinuxSandboxSecurityContext {
                 namespace_options: Some(options),
+                ..Default::default()
             });
         }
     });

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use common::{Stage, host_kernel, processes, stage};
 use orlop_testbed::containerd::cri::{Container, Cri, Pod};
 use orlop_testbed::containerd::exec::stream;
+use orlop_testbed::stories::size;
 
 /// A command that goes on until it is told to end, and then ends at once.
 const WAIT: &[&str] = &["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"];
@@ -198,10 +199,10 @@ fn a_file_of_the_machine_can_be_mounted_into_a_container() {
 }
 
 #[test]
-fn ten_pods_one_after_another_and_nothing_grows() {
+fn many_pods_one_after_another_and_nothing_grows() {
     let Some(stage) = stage() else { return };
     let cri = stage.cri();
-    let one = |number: u32| {
+    let one = |number: u64| {
         let pod = cri.run_pod(&format!("row-{number}")).unwrap();
         let script = ["sh", "-c", "uname -r; exit 9"];
         let container = cri
@@ -213,7 +214,7 @@ fn ten_pods_one_after_another_and_nothing_grows() {
     // The first pods fill caches and start threads that stay.
     (0..2).for_each(one);
     let before = Size::of(&stage);
-    (2..12).for_each(one);
+    (2..2 + size(4, 50)).for_each(one);
     // What has been closed may take a moment to go.
     let end = Instant::now() + LIMIT;
     let mut after = Size::of(&stage);

@@ -103,6 +103,7 @@ async fn run(guest: &Guest, what: What) -> anyhow::Result<u8> {
                 container: name.clone(),
                 bundle,
                 root_disk: String::new(),
+                disks: Vec::new(),
                 spec: spec::container(&command, tty).into_bytes(),
                 stdio: Some(Stdio {
                     stdin: true,

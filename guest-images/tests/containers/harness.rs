@@ -139,6 +139,7 @@ impl Agent {
             container: name.into(),
             bundle: name.into(),
             root_disk: String::new(),
+            disks: Vec::new(),
             spec: serde_json::to_vec(spec).unwrap(),
             stdio: Some(stdio),
         };

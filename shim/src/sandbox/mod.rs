@@ -12,7 +12,9 @@
 //! ```
 
 mod boot;
+mod control;
 mod demand;
+mod disks;
 mod forward;
 mod keep;
 mod network;

@@ -2,14 +2,12 @@
 
 use std::time::Duration;
 
-use orlop_proto::connect;
-use orlop_proto::vmm::v1::vmm_client::VmmClient;
 use orlop_proto::vmm::v1::{ResizeRequest, WaitOperationRequest};
 
 use super::Pod;
+use super::control::{self, ANSWER_TIMEOUT};
 use super::shape::{NoRoom, Way};
 use super::size::{Size, SizeError};
-use super::state::sockets;
 use super::vm::Vm;
 use crate::codes::{Failure, Outcome};
 
@@ -17,8 +15,6 @@ use crate::codes::{Failure, Outcome};
 const GROW_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long it is to try to do without.
 const SHRINK_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long the VMM may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a VM does not get another size.
 #[derive(Debug, thiserror::Error)]
@@ -97,9 +93,7 @@ async fn tell(vm: &Vm, size: Size, way: Way) -> Outcome<()> {
         memory_bytes: size.memory.bytes(),
         timeout_ms: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
     };
-    let channel = connect::unix(sockets::VMM).await;
-    let channel = channel.map_err(|error| Failure::unavailable(error.to_string()))?;
-    let mut vmm = VmmClient::new(channel);
+    let (mut vmm, _) = control::connect().await?;
     let mut waiter = vmm.clone();
     let begun = vm.call_within(ANSWER_TIMEOUT, vmm.resize(request)).await?;
     if way == Way::Grow {

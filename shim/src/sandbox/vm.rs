@@ -18,6 +18,7 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use super::boot::describe;
+use super::disks::Disks;
 use super::keep::Keeper;
 use super::output::Output;
 use super::shape::Shape;
@@ -98,6 +99,7 @@ pub struct Vm {
     kill: Arc<Notify>,
     asked_to_end: Arc<AtomicBool>,
     shape: tokio::sync::Mutex<Shape>,
+    disks: tokio::sync::Mutex<Disks>,
 }
 
 impl Vm {
@@ -122,6 +124,7 @@ impl Vm {
             kill,
             asked_to_end,
             shape: tokio::sync::Mutex::new(shape),
+            disks: tokio::sync::Mutex::default(),
         }
     }
 
@@ -138,6 +141,11 @@ impl Vm {
     /// How large it is. One at a time changes that.
     pub(super) async fn shape(&self) -> tokio::sync::MutexGuard<'_, Shape> {
         self.shape.lock().await
+    }
+
+    /// The disks that its containers are given. One at a time changes them.
+    pub(super) async fn disks(&self) -> tokio::sync::MutexGuard<'_, Disks> {
+        self.disks.lock().await
     }
 
     /// The agent. Calls go through [`Vm::call`].

@@ -1,15 +1,14 @@
-//! A spec's Linux part: namespaces, cgroup, devices and limits.
+//! A spec's Linux part: namespaces, cgroup and limits.
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxResources, Spec,
-};
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, Spec};
 
+use super::devices::{self, HostDisk};
 use super::{GUEST_CGROUP, PodSpec, SpecError};
 
-/// Adapts the Linux part of container `id`'s spec.
-pub(super) fn adapt(spec: &mut Spec, id: &str, pod: &PodSpec) -> Result<(), SpecError> {
+/// Adapts the Linux part of container `id`'s spec, and answers the disks that the container is given.
+pub(super) fn adapt(spec: &mut Spec, id: &str, pod: &PodSpec) -> Result<Vec<HostDisk>, SpecError> {
     let mut linux = spec.linux().clone().unwrap_or_default();
     refuse_user_namespace(&linux)?;
     linux.set_cgroups_path(Some(PathBuf::from(GUEST_CGROUP).join(id)));
@@ -31,8 +30,7 @@ pub(super) fn adapt(spec: &mut Spec, id: &str, pod: &PodSpec) -> Result<(), Spec
     sysctl.extend(linux.sysctl().clone().unwrap_or_default());
     linux.set_sysctl((!sysctl.is_empty()).then_some(sysctl));
 
-    let devices = linux.devices().clone().unwrap_or_default();
-    linux.set_devices(Some(devices.into_iter().filter(is_portable).collect()));
+    let disks = devices::adapt(&mut linux);
     if let Some(resources) = linux.resources().clone() {
         linux.set_resources(Some(adapt_resources(resources)));
     }
@@ -44,7 +42,7 @@ pub(super) fn adapt(spec: &mut Spec, id: &str, pod: &PodSpec) -> Result<(), Spec
         // Without a namespace of its own it would rename the guest.
         spec.set_hostname(None).set_domainname(None);
     }
-    Ok(())
+    Ok(disks)
 }
 
 fn refuse_user_namespace(linux: &Linux) -> Result<(), SpecError> {
@@ -74,26 +72,6 @@ fn adapt_namespace(namespace: &LinuxNamespace) -> Option<LinuxNamespace> {
         // The sandbox's host name is set in each container's own namespace instead.
         _ => own(),
     }
-}
-
-/// Whether a device's number means the same in any Linux: those that the kernel's list of devices fixes, and that a
-/// guest without hardware has. All others are the host's.
-fn is_portable(device: &LinuxDevice) -> bool {
-    let portable = match (device.typ(), device.major(), device.minor()) {
-        // mem, full, null, zero, random, urandom; tty and ptmx; fuse; tun
-        (LinuxDeviceType::C | LinuxDeviceType::U, 1, 3 | 5 | 7 | 8 | 9) => true,
-        (LinuxDeviceType::C | LinuxDeviceType::U, 5, 0 | 2) => true,
-        (LinuxDeviceType::C | LinuxDeviceType::U, 10, 200 | 229) => true,
-        (LinuxDeviceType::P, ..) => true,
-        _ => false,
-    };
-    if !portable {
-        log::debug!(
-            "the device {} is the host's, and left out",
-            device.path().display()
-        );
-    }
-    portable
 }
 
 /// Leaves the limits that mean the same in the guest, and drops those that name the host's CPUs, nodes and devices.

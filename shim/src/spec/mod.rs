@@ -2,10 +2,11 @@
 //!
 //! containerd writes a spec for a container on this machine. The guest is another machine: it has its own namespaces,
 //! cgroups, devices and security modules, and none of the host's paths. [`adapt`] answers the spec that the agent
-//! gets, and the binds that must be made on this machine for it ([`HostBind`]): each becomes
-//! `mounts/<n>` of the container's directory in the share.
+//! gets, the binds that must be made on this machine for it ([`HostBind`]): each becomes
+//! `mounts/<n>` of the container's directory in the share; and the disks that the VM must have for it ([`HostDisk`]).
 
 mod annotations;
+mod devices;
 mod linux;
 mod mounts;
 mod network;
@@ -18,6 +19,7 @@ use orlop_proto::agent::SHARE_MOUNT;
 
 use crate::network::HOST_NETWORK;
 pub use annotations::{Annotations, PodName, Restricted};
+pub use devices::{DeviceId, HostDisk};
 pub use network::Network;
 
 /// Where the agent has the file system that stands for the pod's shared memory.
@@ -87,6 +89,8 @@ pub struct GuestSpec {
     pub spec: Spec,
     /// What must be bound to `mounts/0`, `mounts/1`, … for it.
     pub binds: Vec<HostBind>,
+    /// What must be a disk of the VM for it.
+    pub disks: Vec<HostDisk>,
 }
 
 impl GuestSpec {
@@ -121,8 +125,8 @@ pub fn adapt(spec: &Spec, id: &str, pod: &PodSpec) -> Result<GuestSpec, SpecErro
     spec.set_process(Some(process));
 
     let binds = mounts::adapt(&mut spec, &share.join("mounts"))?;
-    linux::adapt(&mut spec, id, pod)?;
-    Ok(GuestSpec { spec, binds })
+    let disks = linux::adapt(&mut spec, id, pod)?;
+    Ok(GuestSpec { spec, binds, disks })
 }
 
 /// Adapts the process of an exec, given as JSON, and sets whether it has a terminal.

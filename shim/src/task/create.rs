@@ -174,18 +174,29 @@ impl Tasks {
         } else {
             self.pod.grow(&lease.vm).await?;
         }
+        match self.make(request, guest, &lease.vm).await {
+            Ok(()) => Ok(lease.vm),
+            Err(failure) => {
+                lease.vm.take_disks(id).await;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn make(&self, request: &CreateTaskRequest, guest: &GuestSpec, vm: &Vm) -> Outcome<()> {
+        let id = request.id.as_str();
         let create = CreateRequest {
             container: id.to_owned(),
             bundle: id.to_owned(),
             root_disk: String::new(),
+            disks: vm.give_disks(id, &guest.disks).await?,
             spec: guest
                 .to_json()
                 .map_err(|error| Failure::internal(error.to_string()))?,
             stdio: Some(stdio(request).wanted()),
         };
-        let mut agent = lease.vm.agent();
-        lease.vm.call(agent.create(create)).await?;
-        Ok(lease.vm)
+        let mut agent = vm.agent();
+        vm.call(agent.create(create)).await.map(drop)
     }
 
     async fn open_streams(&self, container: &Container) -> Outcome<()> {
@@ -264,6 +275,7 @@ pub(super) async fn remove_from_guest(vm: &Vm, id: &str, kill: bool) {
         }
         _ => {}
     }
+    vm.take_disks(id).await;
 }
 
 fn stdio(request: &CreateTaskRequest) -> StdioPaths {

@@ -161,6 +161,14 @@ impl Cri {
                 readonly: false,
             })
             .collect();
+        let devices = container
+            .devices
+            .iter()
+            .map(|(there, here, may)| v1::Device {
+                container_path: (*there).to_owned(),
+                host_path: (*here).to_owned(),
+                permissions: (*may).to_owned(),
+            });
         let config = v1::ContainerConfig {
             metadata: Some(v1::ContainerMetadata {
                 name: container.name.to_owned(),
@@ -172,6 +180,7 @@ impl Cri {
             command: container.command.iter().map(|s| (*s).to_owned()).collect(),
             log_path: format!("{}.log", container.name),
             mounts,
+            devices: devices.collect(),
             linux: Some(container::linux(container)),
             ..v1::ContainerConfig::default()
         };

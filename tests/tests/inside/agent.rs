@@ -105,6 +105,7 @@ impl AgentVm {
             spec: serde_json::to_vec(spec).unwrap(),
             stdio: Some(OUTPUT),
             root_disk: DISK.into(),
+            disks: Vec::new(),
         };
         let made = self.call(async |mut agent| agent.create(request).await)?;
         Ok(made.pid)

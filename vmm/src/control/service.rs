@@ -16,7 +16,7 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use orlop_proto::files::{Carrier, Files};
+use orlop_proto::files::Carrier;
 use orlop_proto::vmm::v1::vmm_server::{Vmm, VmmServer};
 use orlop_proto::vmm::v1::{self as api};
 use tokio::sync::{oneshot, watch};
@@ -132,8 +132,7 @@ fn serve(listener: UnixListener, service: Service) -> Result<(), Error> {
 
 async fn serve_all(listener: UnixListener, service: Service) -> Result<(), Error> {
     let connections = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
-    let connections =
-        connections.map(|stream| Ok::<_, io::Error>(Carrier::new(stream?, Files::default())));
+    let connections = connections.map(|stream| Ok::<_, io::Error>(Carrier::server(stream?)));
     let mut ended = service.outcome.clone();
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()

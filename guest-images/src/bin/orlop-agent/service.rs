@@ -80,6 +80,7 @@ impl Agent for AgentService {
             id: Id::parse(&request.container)?,
             root: Root::parse(&request.bundle, &request.root_disk)?,
             spec: request.spec,
+            disks: request.disks,
             stdio: request.stdio.unwrap_or_default(),
         };
         let containers = self.containers.clone();

@@ -18,12 +18,16 @@ pub struct Container<'a> {
     pub command: &'a [&'a str],
     /// Files and directories of this machine for it: path there, path here.
     pub mounts: &'a [(&'a str, &'a str)],
+    /// Devices of this machine for it: path there, path here, and what it may do (`r`, `w`, `m`).
+    pub devices: &'a [(&'a str, &'a str, &'a str)],
     /// Bytes of memory that it may have; 0 for no limit.
     pub memory: i64,
     /// Thousandths of a CPU that it may have; 0 for no limit.
     pub cpu: i64,
     /// Whether it has containerd's own seccomp profile.
     pub seccomp: bool,
+    /// Whether it is privileged, which its pod must be as well.
+    pub privileged: bool,
 }
 
 impl<'a> Container<'a> {
@@ -35,9 +39,11 @@ impl<'a> Container<'a> {
             image: image::BUSYBOX,
             command,
             mounts: &[],
+            devices: &[],
             memory: 0,
             cpu: 0,
             seccomp: false,
+            privileged: false,
         }
     }
 }
@@ -59,6 +65,18 @@ impl Cri {
         };
         let answer = client.update_container_resources(request);
         self.call(answer).map(drop)
+    }
+
+    /// Removes a container that has ended.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn remove(&self, container: &str) -> Result<(), Status> {
+        let mut client = self.client.clone();
+        let request = v1::RemoveContainerRequest {
+            container_id: container.to_owned(),
+        };
+        self.call(client.remove_container(request)).map(drop)
     }
 
     /// How a container does.
@@ -116,7 +134,7 @@ pub(super) fn linux(container: &Container) -> v1::LinuxContainerConfig {
     v1::LinuxContainerConfig {
         resources: Some(resources(container.cpu, container.memory)),
         security_context: Some(v1::LinuxContainerSecurityContext {
-            privileged: false,
+            privileged: container.privileged,
             seccomp: Some(v1::SecurityProfile {
                 profile_type: profile.into(),
                 localhost_ref: String::new(),

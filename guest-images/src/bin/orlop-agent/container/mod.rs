@@ -4,6 +4,7 @@
 //! is what can be done with it then. Everything that changes a container goes through [`Containers`].
 
 mod control;
+mod disks;
 mod launch;
 mod places;
 mod process;
@@ -17,7 +18,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use orlop_proto::agent::v1::Stdio;
+use orlop_proto::agent::v1::{DiskDevice, Stdio};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 
@@ -87,6 +88,8 @@ pub struct Creation {
     pub root: Root,
     /// The OCI spec.
     pub spec: Vec<u8>,
+    /// The disks that its block devices are.
+    pub disks: Vec<DiskDevice>,
     /// The streams that its process gets.
     pub stdio: Stdio,
 }
@@ -115,7 +118,8 @@ impl Containers {
             .root
             .path(&self.places.share, &self.places.bundle(&creation.id));
         let cgroup = Cgroup::of(&creation.id);
-        let guest = spec::adapt(&creation.spec, &rootfs, &cgroup.spec_path())?;
+        let mut guest = spec::adapt(&creation.spec, &rootfs, &cgroup.spec_path())?;
+        disks::give(&mut guest.spec, &creation.disks).await?;
         self.reserve(&creation.id)?;
         let made = self.make(&creation, &guest, &cgroup).await;
         let mut known = self.known();

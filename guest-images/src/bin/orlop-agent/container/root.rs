@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::disks;
 use super::spec::BundlePath;
 use crate::error::{Error, Result};
 
@@ -18,9 +19,6 @@ pub enum Root {
     Disk(String),
 }
 
-/// Serial numbers of virtio disks have no more bytes (virtio 1.2, 5.2.6).
-const MAX_SERIAL: usize = 20;
-
 impl Root {
     /// As a request says it: one of the two.
     ///
@@ -30,7 +28,7 @@ impl Root {
         if disk.is_empty() {
             return BundlePath::parse(bundle).map(Self::Shared);
         }
-        if !bundle.is_empty() || disk.len() > MAX_SERIAL {
+        if !bundle.is_empty() || disk.len() > disks::MAX_SERIAL {
             return Err(Error::Invalid(
                 "the root file system is either a bundle or a disk by its serial number".to_owned(),
             ));
@@ -54,7 +52,8 @@ impl Root {
         let Self::Disk(serial) = self else {
             return Ok(());
         };
-        let disk = find(serial)?;
+        let disk = disks::find(serial)?;
+        let disk = disk.ok_or_else(|| disks::missing(serial))?.device();
         let [lower, layer, rootfs] = ["lower", "layer", "rootfs"].map(|name| own.join(name));
         let (upper, work) = (layer.join("upper"), layer.join("work"));
         make(&[&lower, &layer, &rootfs])?;
@@ -105,20 +104,6 @@ fn mount_at(source: &Path, place: &Path, kind: &str, flags: MsFlags, options: &s
     })
 }
 
-/// The device of the disk with this serial number.
-fn find(serial: &str) -> Result<PathBuf> {
-    let disks = fs::read_dir("/sys/block").map_err(|error| Error::system("/sys/block", error))?;
-    for disk in disks.flatten() {
-        let said = fs::read_to_string(disk.path().join("serial"));
-        if said.is_ok_and(|said| said.trim_end() == serial) {
-            return Ok(Path::new("/dev").join(disk.file_name()));
-        }
-    }
-    Err(Error::Invalid(format!(
-        "the guest has no disk with the serial number {serial}"
-    )))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,11 +123,5 @@ mod tests {
         for (bundle, disk) in [("", ""), ("c1", "image"), ("", "123456789012345678901")] {
             assert!(Root::parse(bundle, disk).is_err(), "{bundle:?} {disk:?}");
         }
-    }
-
-    #[test]
-    fn a_disk_that_is_not_there_is_named() {
-        let error = find("no-such-disk").unwrap_err().to_string();
-        assert!(error.contains("no-such-disk"), "{error}");
     }
 }

@@ -173,6 +173,7 @@ async fn attend(
         spec: serde_json::to_vec(spec)?,
         stdio: Some(session.stdio()),
         root_disk: DISK.into(),
+        disks: Vec::new(),
     };
     let status = match agent.create(create).await {
         Ok(_) => session.attend(agent.clone(), news).await,
