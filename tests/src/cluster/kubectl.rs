@@ -1,8 +1,7 @@
 //! `kubectl` with the cluster's administrator behind it.
 
-use std::env;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{FILES_VARIABLE, Files, NODE, Programs};
+use super::{Files, NODE, Programs};
 use crate::setup::build;
 
 /// How often is looked whether something has happened.
@@ -38,8 +37,7 @@ impl Kubectl {
     /// The one of the cluster that this process runs beside, if it does.
     #[must_use]
     pub fn attach() -> Option<Self> {
-        let files = Files::at(Path::new(&env::var_os(FILES_VARIABLE)?));
-        Some(Self::new(&Programs::get().ok()?, &files))
+        Some(Self::new(&Programs::get().ok()?, &Files::attach()?))
     }
 
     /// The same for the objects of a namespace.
@@ -156,6 +154,13 @@ impl Kubectl {
     pub(super) fn server_is_ready(&self) -> bool {
         self.output(&["get", "--raw", "/readyz"], &[])
             .is_ok_and(|done| done.status.success())
+    }
+
+    /// Which of its lives the node has told of last.
+    pub(super) fn node_boot(&self) -> Result<String> {
+        let node = self.get(&["node", NODE])?.context("there is no node")?;
+        let boot = node.pointer("/status/nodeInfo/bootID");
+        Ok(boot.and_then(Value::as_str).unwrap_or_default().to_owned())
     }
 
     /// Whether the node is ready.

@@ -6,13 +6,15 @@
 //!
 //! - [`network`]: the bridge that control plane, node and pods share;
 //! - [`keys`]: certificates and tokens; [`plane`]: etcd, API server, controllers, scheduler;
-//! - [`worker`]: the node, from inside;
+//! - [`worker`]: the node, from inside; [`disk`]: what it keeps; [`orders`]: what is done to it;
 //! - [`Cluster`]: the handle; [`kubectl`]: the way in that users have.
 
+mod disk;
 pub mod keys;
 pub mod kubectl;
 pub mod namespaces;
 pub mod network;
+pub mod orders;
 pub mod plane;
 mod process;
 pub mod worker;
@@ -20,7 +22,8 @@ pub mod worker;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, ExitStatus};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -29,6 +32,7 @@ use crate::cache::Cache;
 use crate::host::outcome::shell_status;
 use crate::progress::step;
 use crate::setup::{self, debian, go};
+use orders::Order;
 use process::Process;
 
 /// Names the cluster's files to a command that runs beside it.
@@ -45,6 +49,9 @@ const NODE_LIMIT: Duration = Duration::from_secs(600);
 
 /// How long it may take to end, the kubelet's tidying included.
 const STOP_LIMIT: Duration = Duration::from_secs(240);
+
+/// How often is looked what is to be done to the node.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Where the programs of a cluster are.
 #[derive(Debug, Clone)]
@@ -83,6 +90,12 @@ impl Files {
         Self {
             root: root.to_owned(),
         }
+    }
+
+    /// Those of the cluster that this process runs beside, if it does.
+    #[must_use]
+    pub fn attach() -> Option<Self> {
+        std::env::var_os(FILES_VARIABLE).map(|root| Self::at(Path::new(&root)))
     }
 
     /// The directory of them all.
@@ -139,6 +152,7 @@ impl Cluster {
         let kubectl = kubectl::Kubectl::new(programs, &files);
         let plane = plane::ControlPlane::start(programs, &files, &kubectl)?;
         step("starting the node: containerd and a kubelet where KVM is");
+        disk::make(&files)?;
         let mut worker = start_worker(&files)?;
         worker.wait_until(NODE_LIMIT, || kubectl.node_is_ready().then_some(()))?;
         Ok(Self {
@@ -170,6 +184,38 @@ impl Cluster {
     #[must_use]
     pub fn files(&self) -> &Files {
         &self.files
+    }
+
+    /// Runs `command` beside the cluster to its end, and does to the node what is ordered meanwhile.
+    ///
+    /// # Errors
+    /// When it cannot be run, or the node ends or does not come again.
+    pub fn run_beside(&mut self, mut command: Command) -> Result<ExitStatus> {
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot run {}", command.get_program().display()))?;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            if Order::Reboot.is_given(&self.files) {
+                self.reboot()?;
+                Order::Reboot.is_done(&self.files)?;
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// Has the node's power fail, and starts it again.
+    fn reboot(&mut self) -> Result<()> {
+        self.worker.end();
+        let kubectl = &self.kubectl;
+        let booted = kubectl.node_boot()?;
+        self.worker = start_worker(&self.files)?;
+        self.worker.wait_until(NODE_LIMIT, || {
+            let again = kubectl.node_boot().is_ok_and(|boot| boot != booted);
+            (again && kubectl.node_is_ready()).then_some(())
+        })
     }
 
     /// Ends the node in good order and returns what it found left of pods that are gone, a line each.
@@ -205,7 +251,7 @@ pub fn run(command: &[OsString]) -> Result<ExitCode> {
 pub fn run_inside(command: &[OsString]) -> Result<ExitCode> {
     let (program, arguments) = command.split_first().context("no command to run")?;
     let programs = Programs::get()?;
-    let cluster = Cluster::start(&programs)?;
+    let mut cluster = Cluster::start(&programs)?;
     cluster.install()?;
     let mut search = OsString::from(&programs.kubernetes);
     for more in [
@@ -215,13 +261,13 @@ pub fn run_inside(command: &[OsString]) -> Result<ExitCode> {
         search.push(":");
         search.push(more);
     }
-    let status = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .env("PATH", search)
         .env("KUBECONFIG", cluster.files().kubeconfig("admin"))
-        .env(FILES_VARIABLE, cluster.files().root())
-        .status()
-        .with_context(|| format!("cannot run {}", program.display()))?;
+        .env(FILES_VARIABLE, cluster.files().root());
+    let status = cluster.run_beside(command)?;
     let left = cluster.stop()?;
     if !left.is_empty() {
         bail!("pods left:\n  {}", left.join("\n  "));
@@ -234,7 +280,10 @@ fn start_worker(files: &Files) -> Result<Process> {
     let this = std::env::current_exe()?;
     let mut command = Command::new(&this);
     command.args(["host", "--memory", &WORKER_MEMORY_MIB.to_string()]);
-    for argument in network::worker_card() {
+    let devices = network::worker_card()
+        .into_iter()
+        .chain(disk::device(files));
+    for argument in devices {
         command.arg(format!("--qemu={argument}"));
     }
     command

@@ -35,7 +35,8 @@ impl Process {
     /// When it cannot be run.
     pub(super) fn start(name: &str, mut command: Command, files: &Files) -> Result<Self> {
         let log = files.log(name);
-        let output = File::create(&log)?;
+        // One that is started again goes on in the same log.
+        let output = File::options().create(true).append(true).open(&log)?;
         command
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
@@ -109,6 +110,24 @@ impl Process {
         bail!("{} does not end; its log says:\n{}", self.name, self.log())
     }
 
+    /// Asks it to end, and kills it if it does not.
+    pub(super) fn end(&mut self) {
+        let end = Instant::now() + END_LIMIT;
+        // Once it has been waited for, its number may be another's.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let id = Pid::from_raw(self.child.id().cast_signed());
+            let _ = kill(id, Signal::SIGTERM);
+        }
+        while Instant::now() < end {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// The end of its log, for people.
     fn log(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
@@ -125,18 +144,6 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = kill(
-            Pid::from_raw(self.child.id().cast_signed()),
-            Signal::SIGTERM,
-        );
-        let end = Instant::now() + END_LIMIT;
-        while Instant::now() < end {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }

@@ -10,10 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::mount::{MsFlags, mount};
 use serde_json::json;
 
+use super::disk;
 use super::network::{self, POD_RANGE, PODS, PREFIX, WORKER, ip};
+use super::orders::Order;
 use super::process::Process;
 use super::{Files, NODE, Programs};
 use crate::containerd::network::BRIDGE;
@@ -22,7 +23,7 @@ use crate::host;
 use crate::leaks::{Holdings, Thing};
 use crate::progress::step;
 
-/// What the kubelet and containerd keep on file systems of the memory: an overlay's upper directory can be there.
+/// What the kubelet keeps on the node's disk.
 const PLACES: &[&str] = &["/var/lib/kubelet", "/var/log/pods", "/var/log/containers"];
 
 /// How long a node may run; whoever wants one for longer has a real one.
@@ -45,38 +46,50 @@ pub fn run(files: &Files) -> Result<ExitCode> {
     // Whoever started the cluster has built them.
     let programs = &Programs::get()?;
     nix::unistd::sethostname(NODE)?;
+    let disk = disk::open()?;
     for place in PLACES {
-        fs::create_dir_all(place)?;
-        mount(
-            Some("tmpfs"),
-            *place,
-            Some("tmpfs"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .with_context(|| format!("cannot mount a tmpfs on {place}"))?;
+        disk::keep(&disk, place)?;
+    }
+    let directory = disk.join("node");
+    for place in ["state", "orlop"] {
+        disk::forget(&directory.join(place))?;
     }
     join_network().context("cannot join the cluster's network")?;
-    let directory = tempfile::Builder::new()
-        .prefix("node-")
-        .tempdir_in("/run")?;
     step("starting containerd");
-    let (node, _daemon) = Node::start_with(
-        directory.path(),
-        Release::at(&programs.node),
-        pod_network()?,
-    )?;
+    let release = Release::at(&programs.node);
+    let (node, mut daemon) = Node::start_with(&directory, release, pod_network()?)?;
     step("starting kubelet and kube-proxy");
-    let mut kubelet = Process::start("kubelet", kubelet(programs, files, &node)?, files)?;
+    let start_kubelet = || Process::start("kubelet", kubelet(programs, files, &node)?, files);
+    let mut kubelet = start_kubelet()?;
     let _proxy = Process::start("kube-proxy", proxy(programs, files), files)?;
     let places = [node.orlop_state()];
     let before = Holdings::now(&places);
-    kubelet.wait_until(LIFE, || files.stop().exists().then_some(()))?;
+    while let Some(order) = kubelet.wait_until(LIFE, || next(files))? {
+        match order {
+            Order::RestartKubelet => {
+                kubelet.end();
+                kubelet = start_kubelet()?;
+            }
+            Order::RestartContainerd => daemon.restart(&node)?,
+            // A node does not do that itself.
+            Order::Reboot => {}
+        }
+        order.is_done(files)?;
+    }
     let left = left_of_pods(&before, &places);
     fs::write(self::left(files), left.join("\n"))?;
     // The logs are outside; containerd's is in here.
     fs::copy(node.log(), files.log("containerd"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the node is to do next: nothing more, or an order.
+fn next(files: &Files) -> Option<Option<Order>> {
+    if files.stop().exists() {
+        return Some(None);
+    }
+    let mut orders = Order::OF_NODE.into_iter();
+    orders.find(|order| order.is_given(files)).map(Some)
 }
 
 /// What is left of pods when the kubelet has had its time: it ends a pod that the cluster has forgotten already, and tidies up now and then.
@@ -107,7 +120,7 @@ fn is_of_pods(thing: &Thing) -> bool {
 
 /// Makes a bridge of the pods' that leads to the cluster's.
 fn join_network() -> Result<()> {
-    load(&["br_netfilter", "nf_conntrack", "virtio_net"])?;
+    load(&["br_netfilter", "nf_conntrack", "virtio_net", "loop"])?;
     if !host::is_virtual() {
         network::make_worker_card()?;
     }
@@ -122,7 +135,8 @@ fn join_network() -> Result<()> {
         .context("no br_netfilter in this kernel")
 }
 
-fn load(modules: &[&str]) -> Result<()> {
+/// Loads kernel modules, with what they need.
+pub(super) fn load(modules: &[&str]) -> Result<()> {
     let done = Command::new("modprobe").arg("--all").args(modules).output();
     let done = done.context("cannot run modprobe; `cargo testbed setup` installs kmod")?;
     if !done.status.success() {

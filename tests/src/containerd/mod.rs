@@ -224,7 +224,8 @@ impl Node {
     }
 
     fn spawn(&self) -> Result<Child> {
-        let log = File::create(self.log())?;
+        // One that is started again goes on in the same log.
+        let log = File::options().create(true).append(true).open(self.log())?;
         let mut search = OsString::from(build::programs_directory());
         search.push(":");
         search.push(&self.release.directory);
@@ -285,13 +286,23 @@ impl Node {
     }
 }
 
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.network.remove();
-        let _ = kill(
-            Pid::from_raw(self.process.id().cast_signed()),
-            Signal::SIGTERM,
-        );
+impl Daemon {
+    /// Ends it and starts it again; what it runs goes on meanwhile.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart(&mut self, node: &Node) -> Result<()> {
+        self.end();
+        self.process = node.spawn()?;
+        node.wait_until_ready(self)
+    }
+
+    fn end(&mut self) {
+        // Once it has been waited for, its number may be another's.
+        if matches!(self.process.try_wait(), Ok(None)) {
+            let id = Pid::from_raw(self.process.id().cast_signed());
+            let _ = kill(id, Signal::SIGTERM);
+        }
         let end = Instant::now() + STOP_LIMIT;
         while Instant::now() < end {
             if !matches!(self.process.try_wait(), Ok(None)) {
@@ -301,5 +312,12 @@ impl Drop for Daemon {
         }
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.network.remove();
+        self.end();
     }
 }

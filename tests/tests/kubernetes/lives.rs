@@ -4,9 +4,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use crate::stage::{WAIT, pod, shell, stage};
-
-const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
+use crate::stage::{BOOT_ID, WAIT, phase, pod, restarts, shell, stage};
 
 #[test]
 fn a_container_that_fails_its_liveness_probe_starts_again_in_the_same_guest() {
@@ -110,14 +108,4 @@ fn a_pod_that_is_deleted_does_what_it_has_to_before_it_goes() {
     let said = logs.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&said.stdout);
     assert_eq!(said, "begun\nbefore the end\ntold to end\n");
-}
-
-fn phase(pod: &Value) -> &str {
-    pod["status"]["phase"].as_str().unwrap_or_default()
-}
-
-fn restarts(pod: &Value) -> i64 {
-    pod["status"]["containerStatuses"][0]["restartCount"]
-        .as_i64()
-        .unwrap_or(0)
 }

@@ -5,6 +5,8 @@
 mod access;
 mod configuration;
 mod lives;
+mod node;
+mod resources;
 mod stage;
 mod storage;
 mod workloads;

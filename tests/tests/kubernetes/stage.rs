@@ -14,6 +14,9 @@ pub const LIMIT: Duration = Duration::from_secs(400);
 /// A command that goes on until it is told to end, and then ends at once.
 pub const WAIT: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
 
+/// Which guest it is.
+pub const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
+
 static STORIES: AtomicU32 = AtomicU32::new(0);
 
 /// A namespace in the cluster; it goes with the story.
@@ -127,4 +130,16 @@ pub fn merge(to: &mut Value, more: Value) {
         }
         (to, more) => *to = more,
     }
+}
+
+/// The phase of a pod.
+pub fn phase(pod: &Value) -> &str {
+    pod["status"]["phase"].as_str().unwrap_or_default()
+}
+
+/// How often a pod's first container has started again.
+pub fn restarts(pod: &Value) -> i64 {
+    pod["status"]["containerStatuses"][0]["restartCount"]
+        .as_i64()
+        .unwrap_or(0)
 }
