@@ -18,6 +18,7 @@ pub mod cluster;
 pub mod containerd;
 pub mod cpio;
 pub mod demo;
+mod groups;
 pub mod host;
 pub mod image;
 #[cfg(test)]

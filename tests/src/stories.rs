@@ -1,5 +1,5 @@
-//! `cargo testbed test`: the unit tests here, the stories and all other integration tests where KVM is, each program of them with a
-//! machine and a containerd of its own.
+//! `cargo testbed test`: the unit tests here, the stories and all other integration tests where KVM is, a few programs of them at a time with a
+//! machine and a containerd of their own.
 //!
 //! A story that cannot be told on a machine says so with [`skip`]; it is counted as skipped, never as passed.
 
@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::cluster::{self, namespaces};
 use crate::containerd::{DIRECTORY_VARIABLE, Node};
+use crate::groups::{Group, Groups, name_of, stories_of};
 use crate::host;
 use crate::progress::step;
 use crate::setup::{self, build};
@@ -146,22 +147,23 @@ pub fn test(only: &[String], telling: &Telling) -> Result<ExitCode> {
         broken |= !ended_well && count.failed == 0;
     }
     step("building the stories");
-    let programs = story_programs()?;
-    for program in &programs {
-        let name = name_of(program);
+    let mut together = Groups::default();
+    for program in story_programs()? {
+        let name = name_of(&program);
         if only.is_empty() && !telling.all && LONG.contains(&name.as_str()) {
-            total.skipped += pass_over(program)?;
-            continue;
+            total.skipped += pass_over(&program)?;
+        } else if name == CLUSTER {
+            if let Some(only) = wanted(&program, only)? {
+                let (count, ended_well) = tell_in_cluster(&program, only, telling)?;
+                total.add(count);
+                broken |= !ended_well && count.failed == 0;
+            }
+        } else if let Some(only) = wanted(&program, only)? {
+            together.add(program, only)?;
         }
-        let Some(only) = wanted(program, only)? else {
-            continue;
-        };
-        let (count, ended_well) = if name == CLUSTER {
-            tell_in_cluster(program, only, telling)?
-        } else {
-            step(format!("starting the machine for {name}"));
-            tell_where_kvm_is(program, only, telling)?
-        };
+    }
+    for group in together.0 {
+        let (count, ended_well) = tell_where_kvm_is(&group, telling)?;
         total.add(count);
         broken |= !ended_well && count.failed == 0;
     }
@@ -182,12 +184,7 @@ pub fn test(only: &[String], telling: &Telling) -> Result<ExitCode> {
 
 /// Says that the stories of a program are not told, and how many these are.
 fn pass_over(program: &Path) -> Result<u32> {
-    let mut list = Command::new(program);
-    list.args(["--list", "--format=terse"]);
-    let listed = list
-        .output()
-        .with_context(|| format!("cannot run {}", program.display()))?;
-    let stories = String::from_utf8_lossy(&listed.stdout).lines().count();
+    let stories = stories_of(program)?.len();
     let name = name_of(program);
     println!(
         "{SKIPPED}{stories} stories of {name}, which take long: `cargo testbed test {name}` tells them, or --all"
@@ -208,23 +205,27 @@ fn wanted<'o>(program: &Path, only: &'o [String]) -> Result<Option<&'o [String]>
     Ok((!listed.stdout.is_empty()).then_some(only))
 }
 
-/// Tells the stories of one program in a machine of its own. When the machine fails rather than a story, those that are not over are
+/// Tells the stories of some programs in a machine of their own. When the machine fails rather than a story, those that are not over are
 /// told again in another one. In an emulated machine a guest crashes or stops now and then, for a reason that is not known yet; so there,
 /// and only there, a story that failed is told again as well. A line says so each time.
-fn tell_where_kvm_is(program: &Path, only: &[String], telling: &Telling) -> Result<(Count, bool)> {
+fn tell_where_kvm_is(group: &Group, telling: &Telling) -> Result<(Count, bool)> {
     let this = env::current_exe()?;
+    let names: Vec<_> = group.programs.iter().map(|it| name_of(it)).collect();
+    let names = names.join(", ");
+    let limit = telling.limit * u32::try_from(group.programs.len())?;
     let mut told = Told::default();
+    step(format!("starting the machine for {names}"));
     for attempt in 1.. {
         let mut command = Command::new(&this);
-        command.args(["host", "--timeout", &telling.limit.as_secs().to_string()]);
+        command.args(["host", "--timeout", &limit.as_secs().to_string()]);
         command.args(["--memory", &MEMORY_MIB.to_string(), "--"]);
-        command
-            .arg(&this)
-            .args(["stories", "--program"])
-            .arg(program);
-        command.arg("--").args(only);
+        command.arg(&this).arg("stories");
+        for program in &group.programs {
+            command.arg("--program").arg(program);
+        }
+        command.arg("--").args(group.only);
         // Names are matched as parts of names or exactly, all of them alike, so only a run of everything can leave some out.
-        if only.is_empty() {
+        if group.only.is_empty() {
             command.arg("--exact");
             for name in told.over() {
                 command.args(["--skip", name]);
@@ -246,10 +247,9 @@ fn tell_where_kvm_is(program: &Path, only: &[String], telling: &Telling) -> Resu
             return Ok((told.count(count.failed), status.success()));
         }
         step(format!(
-            "FLAKY: {} {}, attempt {attempt}: once more",
-            name_of(program),
+            "FLAKY: {names} {}, attempt {attempt}: once more",
             if machine_failed {
-                "lost its machine"
+                "lost their machine"
             } else {
                 "failed in an emulated machine"
             }
@@ -352,10 +352,4 @@ fn story_programs() -> Result<Vec<PathBuf>> {
     }
     programs.sort();
     Ok(programs)
-}
-
-fn name_of(program: &Path) -> String {
-    let name = program.file_name().unwrap_or_default().to_string_lossy();
-    let name = name.rsplit_once('-').map_or(&*name, |(name, _)| name);
-    name.to_owned()
 }
