@@ -257,7 +257,7 @@ impl Node {
     fn wait_until_ready(&self, daemon: &mut Daemon) -> Result<()> {
         let end = Instant::now() + START_LIMIT;
         loop {
-            if self.socket().exists() && cri::Cri::connect(self)?.is_ready() {
+            if cri::Cri::connect(self).is_ok_and(|cri| cri.is_ready()) {
                 return Ok(());
             }
             if daemon.process.try_wait()?.is_some() {
