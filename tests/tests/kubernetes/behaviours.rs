@@ -20,7 +20,7 @@ fn a_pod_is_who_its_fields_say() {
         { "name": "LIMIT", "valueFrom": { "resourceFieldRef": { "resource": "limits.memory", "divisor": "1Mi" } } },
         { "name": "GREETING", "value": "hello $(NODE)" },
     ]);
-    main["resources"] = json!({ "limits": { "memory": "48Mi", "cpu": "100m" } });
+    main["resources"] = json!({ "limits": { "memory": "48Mi" } });
     main["volumeMounts"] = json!([
         { "name": "data", "mountPath": "/data" }, { "name": "host", "mountPath": "/machine-id" },
         { "name": "perhaps", "mountPath": "/perhaps" }, { "name": "many", "mountPath": "/many" },

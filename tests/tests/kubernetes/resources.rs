@@ -44,7 +44,7 @@ fn a_pod_is_resized_in_place() {
     let Some(stage) = stage() else { return };
     let limits = |cpu: &str, memory: &str| json!({ "cpu": cpu, "memory": memory });
     let mut container = shell("main", WAIT);
-    let small = limits("500m", "96Mi");
+    let small = limits("1", "96Mi");
     container["resources"] = json!({ "limits": small, "requests": small });
     stage.apply(&[pod("grows", json!([container]), json!({}))]);
     stage.wait_until_ready("grows");
@@ -52,7 +52,7 @@ fn a_pod_is_resized_in_place() {
     let total = "grep ^MemTotal: /proc/meminfo | tr -dc 0-9";
     let before: u64 = stage.inside("grows", total).trim().parse().unwrap();
 
-    let large = limits("1500m", "256Mi");
+    let large = limits("2", "256Mi");
     let patch = json!({ "spec": { "containers": [{
         "name": "main", "resources": { "limits": large, "requests": large },
     }]}});
@@ -73,7 +73,7 @@ fn a_pod_is_resized_in_place() {
     let inside = "cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/memory.max";
     assert_eq!(
         stage.inside("grows", inside),
-        format!("150000 100000\n{}\n", 256 << 20)
+        format!("200000 100000\n{}\n", 256 << 20)
     );
     let after: u64 = stage.inside("grows", total).trim().parse().unwrap();
     assert!(after > before + 150 * 1024, "{before} KiB, then {after}");
