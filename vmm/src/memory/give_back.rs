@@ -1,8 +1,8 @@
 //! Giving RAM that the guest does not need back to the host. It stays the guest's: what is given back reads as zeros, and is had anew when
 //! it is touched.
 //!
-//! Whoever gives back does it here, so that here is where it is to be forbidden once there is memory that must stay where it is, such as
-//! that which a device of the host's reaches by itself. Huge pages are not given back: what goes back to the host's pool may be another's
+//! Whoever gives back does it here, so that here is where it is forbidden for memory that must stay where it is, which a device of the
+//! host's reaches by itself ([`super::dma`]). Huge pages are not given back: what goes back to the host's pool may be another's
 //! when the guest touches it anew, and then there is no page for it.
 
 use std::io;
@@ -38,7 +38,7 @@ pub enum NotGivenBack {
 }
 
 /// Gives back the whole pages of the host in the `len` bytes from `start` on, and says how many bytes they are. A page that is in the
-/// range only in part stays as it is, and so does a huge page.
+/// range only in part stays as it is, and so does a huge page, and all that devices of the host's reach.
 ///
 /// # Errors
 /// See [`NotGivenBack`].
@@ -66,6 +66,10 @@ pub fn give_back(memory: &GuestMemory, start: GuestAddress, len: u64) -> Result<
 /// The same within a region, whose pages and whose file's begin together.
 fn give_back_of(region: &Region, offset: u64, len: u64) -> Result<u64, NotGivenBack> {
     if region.mapping().is_hugetlbfs() == Some(true) {
+        return Ok(0);
+    }
+    let pinned = region.pinned();
+    if *pinned {
         return Ok(0);
     }
     let page = host_page();

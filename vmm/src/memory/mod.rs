@@ -1,11 +1,13 @@
 //! The guest's RAM: lazily faulted host memory, in one region below the 32-bit hole and one above 4 GiB.
 
+pub mod dma;
 mod give_back;
 mod huge;
 pub mod own_code;
 pub mod own_heap;
 pub mod pluggable;
 mod region;
+pub mod slots;
 mod view;
 
 use std::fs::File;
@@ -193,6 +195,44 @@ fn host_memory() -> Option<u64> {
     };
     let units = info.totalram.checked_add(info.totalswap)?;
     (result == 0).then(|| units.saturating_mul(info.mem_unit.into()))
+}
+
+/// Lets this process lock all of its memory, if it may have that: what devices of the host's reach counts as locked.
+pub fn raise_lock_limit() {
+    let all = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: it reads one rlimit, which lives through the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const all) } == 0 {
+        return;
+    }
+    if let Some(mut limit) = limits() {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: as above. What it allows is enough, or the kernel says that it is not.
+        unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+    }
+}
+
+/// How much memory this process may lock, in bytes; `None` where there is no limit.
+pub fn lock_limit() -> Option<u64> {
+    let limit = limits()?.rlim_cur;
+    (limit != libc::RLIM_INFINITY).then_some(limit)
+}
+
+fn limits() -> Option<libc::rlimit> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: it writes one rlimit, which lives through the call.
+    let got = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
+    (got == 0).then_some(limit)
+}
+
+/// How many bytes a guest has; of memory that comes and goes, what could come.
+pub fn size(memory: &GuestMemory) -> u64 {
+    memory.iter().map(GuestMemoryRegion::len).sum()
 }
 
 fn checked(result: libc::c_int) -> std::io::Result<()> {

@@ -6,11 +6,12 @@
 //! ask for a slice: a block that a guest unplugs in the middle of its own request is written to no avail, and harms nobody.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
+use super::dma::Dma;
 use super::give_back::punch;
 use super::region::Region;
 use super::view::View;
@@ -29,6 +30,31 @@ pub struct Blocks {
     size: u64,
     view: View,
     file: FileOffset,
+    reach: Mutex<Option<Reach>>,
+}
+
+/// Devices of the host's that reach what is plugged, each block by a mapping of its own.
+#[derive(Debug)]
+struct Reach {
+    dma: Arc<dyn Dma>,
+    /// Where the region begins for the guest, and in this process.
+    start: u64,
+    host: u64,
+}
+
+impl Reach {
+    /// Lets devices reach a block.
+    fn map(&self, offset: u64, size: u64) -> io::Result<()> {
+        let (at, host) = (self.start + offset, self.host + offset);
+        // SAFETY: all of the region is mapped as long as it is there, and whoever connects devices to it keeps it until they are
+        // disconnected. It is guest memory, which nobody believes to be unchanging.
+        unsafe { self.dma.map(at, host, size) }
+    }
+
+    /// Takes that back.
+    fn unmap(&self, offset: u64, size: u64) -> io::Result<()> {
+        self.dma.unmap(self.start + offset, size)
+    }
 }
 
 /// What a range of blocks is.
@@ -75,6 +101,7 @@ pub fn region(start: GuestAddress, len: u64) -> Result<Region, Error> {
         size,
         view,
         file,
+        reach: Mutex::default(),
     };
     Ok(Region::pluggable(mapping, blocks))
 }
@@ -127,12 +154,19 @@ impl Blocks {
     /// Gives the guest `count` blocks from `offset` on, which it does not have.
     ///
     /// # Errors
-    /// When the host does not let them be touched; nothing has changed then.
+    /// When the host does not let them be touched, or be reached by devices; nothing has changed then.
     pub fn plug(&self, offset: u64, count: u64) -> io::Result<()> {
         let blocks = self.range(offset, count).map_err(io::Error::other)?;
         let len = count.saturating_mul(self.size);
-        self.view
-            .protect(offset, len, libc::PROT_READ | libc::PROT_WRITE)?;
+        let reach = self.reach();
+        if let Some(reach) = &*reach {
+            self.let_reach(reach, self.offsets(offset, count))?;
+        }
+        let how = libc::PROT_READ | libc::PROT_WRITE;
+        if let Err(error) = self.view.protect(offset, len, how) {
+            self.let_go(reach.as_ref(), self.offsets(offset, count))?;
+            return Err(error);
+        }
         self.bytes.fetch_add(len, Ordering::SeqCst);
         mark(blocks, true);
         Ok(())
@@ -145,9 +179,11 @@ impl Blocks {
     pub fn unplug(&self, offset: u64, count: u64) -> io::Result<()> {
         let blocks = self.range(offset, count).map_err(io::Error::other)?;
         let len = count.saturating_mul(self.size);
+        let reach = self.reach();
         mark(blocks, false);
         self.bytes.fetch_sub(len, Ordering::SeqCst);
         self.view.protect(offset, len, libc::PROT_NONE)?;
+        self.let_go(reach.as_ref(), self.offsets(offset, count))?;
         punch(&self.file, offset, len)
     }
 
@@ -157,10 +193,83 @@ impl Blocks {
     /// As [`unplug`](Self::unplug).
     pub fn unplug_all(&self) -> io::Result<()> {
         let len = self.size.saturating_mul(self.plugged.len() as u64);
+        let reach = self.reach();
+        let plugged: Vec<_> = self.plugged_offsets().collect();
         mark(&self.plugged, false);
         self.bytes.store(0, Ordering::SeqCst);
         self.view.protect(0, len, libc::PROT_NONE)?;
+        self.let_go(reach.as_ref(), plugged)?;
         punch(&self.file, 0, len)
+    }
+
+    /// Lets devices reach what is plugged, now and later: the region begins at `start` for the guest, and at `host` in this process.
+    ///
+    /// # Errors
+    /// When others do already, or the host does not let all of it be reached; then they reach nothing of it.
+    pub(super) fn connect(&self, start: u64, host: u64, dma: Arc<dyn Dma>) -> io::Result<()> {
+        let mut reach = self.reach();
+        if reach.is_some() {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        let new = Reach { dma, start, host };
+        self.let_reach(&new, self.plugged_offsets())?;
+        *reach = Some(new);
+        Ok(())
+    }
+
+    /// Ends that.
+    ///
+    /// # Errors
+    /// When the host keeps some of it.
+    pub(super) fn disconnect(&self) -> io::Result<()> {
+        let reach = self.reach().take();
+        self.let_go(reach.as_ref(), self.plugged_offsets())
+    }
+
+    /// All of these blocks, or none of them.
+    fn let_reach(&self, reach: &Reach, offsets: impl IntoIterator<Item = u64>) -> io::Result<()> {
+        let mut done = Vec::new();
+        for offset in offsets {
+            if let Err(error) = reach.map(offset, self.size) {
+                self.let_go(Some(reach), done)?;
+                return Err(error);
+            }
+            done.push(offset);
+        }
+        Ok(())
+    }
+
+    /// All of these blocks, and the first error.
+    fn let_go(
+        &self,
+        reach: Option<&Reach>,
+        offsets: impl IntoIterator<Item = u64>,
+    ) -> io::Result<()> {
+        let Some(reach) = reach else {
+            return Ok(());
+        };
+        let gone = offsets
+            .into_iter()
+            .map(|offset| reach.unmap(offset, self.size));
+        gone.fold(Ok(()), io::Result::and)
+    }
+
+    /// Where the blocks of a range begin.
+    fn offsets(&self, offset: u64, count: u64) -> impl Iterator<Item = u64> {
+        let size = self.size;
+        (0..count).map(move |index| offset + index * size)
+    }
+
+    /// Where those blocks begin that the guest has.
+    fn plugged_offsets(&self) -> impl Iterator<Item = u64> {
+        let blocks = (0u64..).zip(&self.plugged);
+        let plugged = blocks.filter(|(_, block)| block.load(Ordering::Acquire));
+        plugged.map(|(index, _)| index * self.size)
+    }
+
+    fn reach(&self) -> MutexGuard<'_, Option<Reach>> {
+        // It is whole at any time.
+        self.reach.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn range(&self, offset: u64, count: u64) -> Result<&[AtomicBool], Outside> {

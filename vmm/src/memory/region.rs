@@ -1,6 +1,6 @@
 //! A region of guest memory: RAM that is all there, or memory of which the guest has a part at a time ([`Blocks`]).
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use vm_memory::bitmap::BS;
 use vm_memory::mmap::FromRangesError;
@@ -19,6 +19,8 @@ pub type GuestMemory = GuestRegionCollection<Region>;
 pub struct Region {
     mapping: GuestRegionMmap<()>,
     blocks: Option<Blocks>,
+    /// Whether its pages must stay where they are.
+    pinned: RwLock<bool>,
 }
 
 impl Region {
@@ -27,6 +29,7 @@ impl Region {
         Region {
             mapping,
             blocks: None,
+            pinned: RwLock::new(false),
         }
     }
 
@@ -35,12 +38,23 @@ impl Region {
         Region {
             mapping,
             blocks: Some(blocks),
+            pinned: RwLock::new(false),
         }
     }
 
     /// What of it the guest has; `None` for RAM, which it has all of.
     pub fn blocks(&self) -> Option<&Blocks> {
         self.blocks.as_ref()
+    }
+
+    /// Says whether its pages must stay where they are. Those who are about to take some have done so when this returns.
+    pub(super) fn pin(&self, pinned: bool) {
+        *self.pinned.write().unwrap_or_else(PoisonError::into_inner) = pinned;
+    }
+
+    /// Whether its pages must stay where they are, which does not change while this is held.
+    pub(super) fn pinned(&self) -> RwLockReadGuard<'_, bool> {
+        self.pinned.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All of it as this process has it mapped, whether the guest has it or not.
