@@ -3,6 +3,7 @@
 mod balloon;
 mod console;
 mod fs;
+mod host_device;
 mod memory;
 mod net;
 mod parse;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, ConsoleDevice};
 pub use fs::{FsBackend, FsConfig, FsTag, ShareConfig};
+pub use host_device::{HostAddress, HostDeviceConfig};
 pub use memory::{HugePages, MemoryBacking};
 pub use net::{MacAddress, NetConfig, TapConfig, TapName, VhostConfig};
 pub use parse::{ParseError, mebibytes};
@@ -50,6 +52,8 @@ pub struct VmConfig {
     pub fs: Vec<FsConfig>,
     /// Whether it gives back memory that its guest does not use.
     pub balloon: BalloonConfig,
+    /// The host's devices that it is given, in the order of their PCI addresses, behind all others.
+    pub host_devices: Vec<HostDeviceConfig>,
 }
 
 /// A device that a VM can be given while it runs.
@@ -61,6 +65,8 @@ pub enum DeviceConfig {
     Net(NetConfig),
     /// A shared directory.
     Fs(FsConfig),
+    /// A device of the host's.
+    Host(HostDeviceConfig),
 }
 
 /// What a VM boots.

@@ -96,8 +96,15 @@ pub enum Refusal {
     #[error("there is no place for another device; remove one first")]
     NoPlace,
     /// The VM was started without one.
-    #[error("the VM has no balloon: it was started with --balloon off")]
+    #[error(
+        "the VM has no balloon: it was started with --balloon off, or with a device of the host's"
+    )]
     NoBalloon,
+    /// What the guest would give up stays where it is.
+    #[error(
+        "the VM's memory stays where it is while it has a device of the host's, which reaches it: remove the device first"
+    )]
+    Pinned,
     /// What the guest would give up stays the VM's.
     #[error(
         "the VM's memory is in huge pages, which stay the VM's whatever its guest gives up: start it without hugepages="

@@ -257,6 +257,13 @@ impl Vmm for Service {
         self.add(requests::fs(call.into_inner())?).await
     }
 
+    async fn add_host_device(
+        &self,
+        call: Call<api::AddHostDeviceRequest>,
+    ) -> Result<Response<api::AddDeviceResponse>, Status> {
+        self.add(requests::host_device(call.into_inner())?).await
+    }
+
     async fn remove_device(
         &self,
         call: Call<api::RemoveDeviceRequest>,

@@ -5,4 +5,5 @@ pub mod cpu_hotplug;
 pub mod pci_hotplug;
 pub mod power;
 pub mod pvpanic;
+pub mod vfio;
 pub mod virtio;

@@ -65,6 +65,20 @@ pub trait Msi: Send + Sync {
     fn detach(&self, fd: &EventFd, gsi: Gsi) -> Result<(), Error>;
 }
 
+/// Turns eventfds into interrupt lines that stay raised until the guest has served them.
+pub trait Lines: Send + Sync {
+    /// From now on, `fd` raises pin `gsi` of the IOAPIC, and `served` is signalled when the guest has served that, whoever raised it.
+    ///
+    /// # Errors
+    /// When KVM does not take it.
+    fn connect(&self, fd: &EventFd, served: &EventFd, gsi: u32) -> Result<(), Error>;
+    /// Takes that back.
+    ///
+    /// # Errors
+    /// When KVM does not know it.
+    fn disconnect(&self, fd: &EventFd, gsi: u32) -> Result<(), Error>;
+}
+
 /// Turns a guest's writes into signals of eventfds.
 pub trait IoEvents: Send + Sync {
     /// From now on, a write of any size to guest-physical `address` signals `fd`, and goes nowhere else.
@@ -167,6 +181,20 @@ impl Msi for Routes {
             .map_err(|e| Error::Kvm("an irqfd's end", e))?;
         self.forget(gsi);
         Ok(())
+    }
+}
+
+impl Lines for Routes {
+    fn connect(&self, fd: &EventFd, served: &EventFd, gsi: u32) -> Result<(), Error> {
+        self.vm
+            .register_irqfd_with_resample(fd, served, gsi)
+            .map_err(|e| Error::Kvm("an interrupt line", e))
+    }
+
+    fn disconnect(&self, fd: &EventFd, gsi: u32) -> Result<(), Error> {
+        self.vm
+            .unregister_irqfd(fd, gsi)
+            .map_err(|e| Error::Kvm("an interrupt line's end", e))
     }
 }
 

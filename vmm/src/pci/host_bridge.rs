@@ -1,8 +1,7 @@
 //! The host bridge: device 0 of every root, so that a guest that probes finds a bus.
 
 use super::config_space::{self, ConfigSpace};
-use super::{Function, Identity};
-use crate::devices::virtio;
+use super::{Bar, BarIndex, Function, Identity, Released};
 
 /// Configuration space, and nothing behind it.
 pub(super) struct HostBridge(ConfigSpace);
@@ -28,21 +27,21 @@ impl Function for HostBridge {
         self.0.write(at, data);
     }
 
-    fn bar_size(&self) -> u32 {
-        0
+    fn bars(&self) -> &[Bar] {
+        &[]
     }
 
-    fn assign_bar(&mut self, _: u32) {}
+    fn assign_bar(&mut self, _: BarIndex, _: u64) {}
 
-    fn bar(&self) -> Option<u64> {
+    fn bar(&self, _: BarIndex) -> Option<u64> {
         None
     }
 
-    fn place(&mut self, _: Option<u64>) {}
+    fn place(&mut self, _: BarIndex, _: Option<u64>) {}
 
-    fn read(&mut self, _: u64, _: &mut [u8]) {}
+    fn read(&mut self, _: BarIndex, _: u64, _: &mut [u8]) {}
 
-    fn write(&mut self, _: u64, _: &[u8]) {}
+    fn write(&mut self, _: BarIndex, _: u64, _: &[u8]) {}
 
     fn describe(&self) -> Option<Identity> {
         None
@@ -50,7 +49,7 @@ impl Function for HostBridge {
 
     fn stop(&mut self) {}
 
-    fn release(self: Box<Self>) -> Option<Box<dyn virtio::Device>> {
+    fn release(self: Box<Self>) -> Option<Released> {
         None
     }
 }

@@ -1,26 +1,30 @@
 //! The PCI root: bus 0, its functions, and the three ways to reach them.
 //!
 //! A guest finds functions through configuration space (by ECAM, or by the ports 0xcf8 and 0xcfc) and uses them through their BARs,
-//! which lie in the window below the ECAM. The BARs are assigned here, as firmware would do it. A guest may move them, but
-//! only within the window and not onto each other: a BAR that is put elsewhere is nowhere.
+//! which lie in the window below the ECAM, or in one above all memory if they are of 64 bits. The BARs are assigned here, as firmware
+//! would do it. A guest may move them, but only within the windows and not onto each other: a BAR that is put elsewhere is nowhere.
 //!
-//! Locks: a function's own, then the map of the window. No function calls back into the root.
+//! Locks: a function's own, then the map of the windows. No function calls back into the root.
 
+mod bar;
 pub mod config_space;
 mod device_number;
 mod host_bridge;
 pub mod msix;
+pub mod vectors;
 mod ways;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use bar::{Bar, BarIndex, Bits};
 pub use device_number::{DeviceNumber, NoDeviceNumber};
 use ways::{Ecam, Ports, Window};
 
 use crate::arch::x86_64::layout;
 use crate::bus;
-use crate::devices::virtio;
+use crate::devices::{vfio, virtio};
 
 /// What is on the bus: one function a device.
 pub trait Function: Send {
@@ -28,24 +32,34 @@ pub trait Function: Send {
     fn read_config(&mut self, at: usize, data: &mut [u8]);
     /// Its configuration space is written.
     fn write_config(&mut self, at: usize, data: &[u8]);
-    /// The size of its BAR: a power of two; 0 without one.
-    fn bar_size(&self) -> u32;
-    /// Firmware gives the BAR its place.
-    fn assign_bar(&mut self, address: u32);
-    /// Where its configuration space says that the BAR is; `None` while it does not decode.
-    fn bar(&self) -> Option<u64>;
-    /// Where the root lets the BAR be.
-    fn place(&mut self, bar: Option<u64>);
-    /// Its BAR is read.
-    fn read(&mut self, offset: u64, data: &mut [u8]);
-    /// Its BAR is written.
-    fn write(&mut self, offset: u64, data: &[u8]);
+    /// Its BARs, in the order of their indices.
+    fn bars(&self) -> &[Bar];
+    /// It is on the bus, here.
+    fn settle(&mut self, _number: DeviceNumber) {}
+    /// Firmware gives a BAR its place.
+    fn assign_bar(&mut self, bar: BarIndex, address: u64);
+    /// Where its configuration space says that a BAR is; `None` while it does not decode.
+    fn bar(&self, bar: BarIndex) -> Option<u64>;
+    /// Where the root lets a BAR be. It is called again where nothing has changed.
+    fn place(&mut self, bar: BarIndex, at: Option<u64>);
+    /// A BAR is read.
+    fn read(&mut self, bar: BarIndex, offset: u64, data: &mut [u8]);
+    /// A BAR is written.
+    fn write(&mut self, bar: BarIndex, offset: u64, data: &[u8]);
     /// What it is, for people; `None` for what nobody asks for.
     fn describe(&self) -> Option<Identity>;
     /// The VM has ended: no more work.
     fn stop(&mut self);
     /// Gives back the device behind it, idle, so that it can be put behind another function.
-    fn release(self: Box<Self>) -> Option<Box<dyn virtio::Device>>;
+    fn release(self: Box<Self>) -> Option<Released>;
+}
+
+/// What was behind a function.
+pub enum Released {
+    /// A device of ours.
+    Virtio(Box<dyn virtio::Device>),
+    /// One of the host's.
+    Host(Box<vfio::Device>),
 }
 
 /// What a function is.
@@ -80,7 +94,7 @@ pub enum Error {
     BusFull,
     /// No address is left for its BAR.
     #[error("the PCI window has no room for a BAR of {0:#x} bytes")]
-    WindowFull(u32),
+    WindowFull(u64),
     /// An eventfd could not be had.
     #[error("cannot create a PCI device's events")]
     Events(#[from] std::io::Error),
@@ -96,8 +110,9 @@ type Place<'r> = MutexGuard<'r, Option<Box<dyn Function>>>;
 pub struct Root {
     /// By device number.
     slots: [Slot; DeviceNumber::COUNT],
-    /// The BARs in the window: first address to size and device number.
-    window: Mutex<BTreeMap<u64, (u64, DeviceNumber)>>,
+    /// The window for BARs of 64 bits, which may be empty.
+    window64: Range<u64>,
+    placed: Mutex<Placed>,
     /// The address port.
     address: Mutex<u32>,
 }
@@ -108,12 +123,33 @@ impl Default for Root {
     }
 }
 
+/// A BAR that decodes.
+#[derive(Clone, Copy, Debug)]
+struct Decoded {
+    size: u64,
+    number: DeviceNumber,
+    bar: BarIndex,
+}
+
+/// The BARs in the windows, by their first addresses.
+type Placed = BTreeMap<u64, Decoded>;
+
+/// The window for BARs of 32 bits, where those of 64 bits may be as well.
+const WINDOW32: Range<u64> =
+    layout::PCI_WINDOW_START..layout::PCI_WINDOW_START + layout::PCI_WINDOW_SIZE;
+
 impl Root {
-    /// A bus with nothing but its host bridge.
+    /// A bus with nothing but its host bridge, and a window below 4 GiB alone.
     pub fn new() -> Self {
+        Root::with_window64(0..0)
+    }
+
+    /// The same with a window above all memory as well.
+    pub fn with_window64(window64: Range<u64>) -> Self {
         let root = Root {
             slots: Default::default(),
-            window: Mutex::default(),
+            window64,
+            placed: Mutex::default(),
             address: Mutex::default(),
         };
         *root.slot(DeviceNumber::HOST_BRIDGE) = Some(Box::new(host_bridge::HostBridge::new()));
@@ -131,14 +167,25 @@ impl Root {
         at: Option<DeviceNumber>,
     ) -> Result<DeviceNumber, Error> {
         let (number, mut slot) = self.empty_slot(|number| at.is_none_or(|at| at == number))?;
-        let size = function.bar_size();
-        if size > 0 {
-            let place = self.free(size).ok_or(Error::WindowFull(size))?;
-            function.assign_bar(place);
-            self.place(number, function.as_mut());
+        function.settle(number);
+        if let Err(error) = self.assign(number, function.as_mut()) {
+            self.displace(number, function.as_mut());
+            return Err(error);
         }
         *slot = Some(function);
         Ok(number)
+    }
+
+    /// Gives each BAR of a function a place.
+    fn assign(&self, number: DeviceNumber, function: &mut dyn Function) -> Result<(), Error> {
+        let bars = function.bars().to_vec();
+        // A ROM is given a place by whoever wants to read it.
+        for bar in bars.into_iter().filter(|bar| bar.index != BarIndex::ROM) {
+            let place = self.free(bar).ok_or(Error::WindowFull(bar.size))?;
+            function.assign_bar(bar.index, place);
+            self.place(number, function);
+        }
+        Ok(())
     }
 
     /// Puts a function on the bus while the guest runs. Its BAR decodes nothing: where there is room is for the guest to say, which may
@@ -148,10 +195,11 @@ impl Root {
     /// When there is no room.
     pub fn plug(
         &self,
-        function: Box<dyn Function>,
+        mut function: Box<dyn Function>,
         last: DeviceNumber,
     ) -> Result<DeviceNumber, Error> {
         let (number, mut slot) = self.empty_slot(|number| number <= last)?;
+        function.settle(number);
         *slot = Some(function);
         Ok(number)
     }
@@ -175,9 +223,16 @@ impl Root {
         }
         let mut slot = self.slot(number);
         let mut function = slot.take()?;
-        self.bars().retain(|_, (_, owner)| *owner != number);
-        function.place(None);
+        self.displace(number, function.as_mut());
         Some(function)
+    }
+
+    /// Has none of a function's BARs be anywhere.
+    fn displace(&self, number: DeviceNumber, function: &mut dyn Function) {
+        self.placed().retain(|_, placed| placed.number != number);
+        for bar in function.bars().to_vec() {
+            function.place(bar.index, None);
+        }
     }
 
     /// What is on the bus, but for the host bridge.
@@ -204,7 +259,7 @@ impl Root {
     }
 
     /// Takes everything off the bus, and gives back the devices with where they were, in that order. To be called behind [`Root::stop`].
-    pub fn release(&self) -> Vec<(DeviceNumber, Box<dyn virtio::Device>)> {
+    pub fn release(&self) -> Vec<(DeviceNumber, Released)> {
         let released = |number| Some((number, self.slot(number).take()?.release()?));
         DeviceNumber::all().filter_map(released).collect()
     }
@@ -219,9 +274,23 @@ impl Root {
         Arc::new(Ports(self.clone()))
     }
 
-    /// The BARs.
+    /// The BARs below 4 GiB.
     pub fn window(self: &Arc<Self>) -> Arc<dyn bus::Device> {
-        Arc::new(Window(self.clone()))
+        Arc::new(Window {
+            root: self.clone(),
+            start: WINDOW32.start,
+        })
+    }
+
+    /// The BARs above all memory, if there is room for any: where that begins, and its size.
+    pub fn window64(self: &Arc<Self>) -> Option<(u64, u64, Arc<dyn bus::Device>)> {
+        let Range { start, end } = self.window64;
+        let size = end.checked_sub(start).filter(|size| *size > 0)?;
+        let window = Window {
+            root: self.clone(),
+            start,
+        };
+        Some((start, size, Arc::new(window)))
     }
 
     fn slot(&self, number: DeviceNumber) -> Place<'_> {
@@ -231,8 +300,8 @@ impl Root {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn bars(&self) -> MutexGuard<'_, BTreeMap<u64, (u64, DeviceNumber)>> {
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    fn placed(&self) -> MutexGuard<'_, Placed> {
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read_config(&self, number: DeviceNumber, register: usize, data: &mut [u8]) {
@@ -248,49 +317,60 @@ impl Root {
         }
     }
 
-    /// Lets the function's BAR be where its configuration space says, if that is free and in the window.
+    /// Lets the function's BARs be where its configuration space says, if that is free and in a window.
     fn place(&self, number: DeviceNumber, function: &mut dyn Function) {
-        let size = u64::from(function.bar_size());
-        let mut bars = self.bars();
-        bars.retain(|_, (_, owner)| *owner != number);
-        let place = function.bar().filter(|start| fits(&bars, *start, size));
-        if let Some(start) = place {
-            bars.insert(start, (size, number));
+        let bars = function.bars().to_vec();
+        let mut places = Vec::with_capacity(bars.len());
+        let mut placed = self.placed();
+        placed.retain(|_, placed| placed.number != number);
+        for bar in bars {
+            let at = function.bar(bar.index);
+            let at = at.filter(|start| self.fits(&placed, *start, bar));
+            if let Some(start) = at {
+                let (size, bar) = (bar.size, bar.index);
+                placed.insert(start, Decoded { size, number, bar });
+            }
+            places.push((bar.index, at));
         }
-        drop(bars);
-        function.place(place);
+        drop(placed);
+        for (bar, at) in places {
+            function.place(bar, at);
+        }
     }
 
-    /// The first address of the window where `size` bytes are free.
-    fn free(&self, size: u32) -> Option<u32> {
-        let bars = self.bars();
-        let end = layout::PCI_WINDOW_START + layout::PCI_WINDOW_SIZE;
-        (layout::PCI_WINDOW_START..end)
-            .step_by(usize::try_from(size).ok()?)
-            .find(|start| fits(&bars, *start, size.into()))
-            .and_then(|start| start.try_into().ok())
+    /// The first address where a BAR has room: above all memory if it can be there, so that those that cannot have the rest.
+    fn free(&self, bar: Bar) -> Option<u64> {
+        let placed = self.placed();
+        let high = (bar.bits == Bits::SixtyFour).then(|| self.window64.clone());
+        let step = usize::try_from(bar.size).ok()?;
+        let mut places = high.into_iter().chain([WINDOW32]).flat_map(|window| {
+            let first = window.start.next_multiple_of(bar.size.max(1));
+            (first..window.end).step_by(step.max(1))
+        });
+        places.find(|start| self.fits(&placed, *start, bar))
     }
 
-    /// The function whose BAR covers all of an access, and where in it.
-    fn find(&self, offset: u64, len: usize) -> Option<(DeviceNumber, u64)> {
-        let address = layout::PCI_WINDOW_START.checked_add(offset)?;
-        let bars = self.bars();
-        let (start, (size, number)) = bars.range(..=address).next_back()?;
+    /// Whether a BAR at `start` lies in a window that it can be in, and on no other BAR.
+    fn fits(&self, placed: &Placed, start: u64, bar: Bar) -> bool {
+        let Some(end) = start.checked_add(bar.size) else {
+            return false;
+        };
+        let within = |window: &Range<u64>| window.start <= start && end <= window.end;
+        let is_in_window = within(&WINDOW32)
+            || (bar.bits == Bits::SixtyFour && !self.window64.is_empty() && within(&self.window64));
+        let below = placed.range(..end).next_back();
+        let is_free = below.is_none_or(|(other, placed)| other + placed.size <= start);
+        bar.size > 0 && is_in_window && is_free
+    }
+
+    /// The function whose BAR covers all of an access, which BAR that is, and where in it.
+    fn find(&self, address: u64, len: usize) -> Option<(DeviceNumber, BarIndex, u64)> {
+        let placed = self.placed();
+        let (start, found) = placed.range(..=address).next_back()?;
         let offset = address - start;
         let end = offset.checked_add(len as u64)?;
-        (end <= *size).then_some((*number, offset))
+        (end <= found.size).then_some((found.number, found.bar, offset))
     }
-}
-
-/// Whether `size` bytes at `start` lie in the window, and on no other BAR.
-fn fits(bars: &BTreeMap<u64, (u64, DeviceNumber)>, start: u64, size: u64) -> bool {
-    let window_end = layout::PCI_WINDOW_START + layout::PCI_WINDOW_SIZE;
-    let Some(end) = start.checked_add(size) else {
-        return false;
-    };
-    let below = bars.range(..end).next_back();
-    let free = below.is_none_or(|(other, (length, _))| other + length <= start);
-    size > 0 && start >= layout::PCI_WINDOW_START && end <= window_end && free
 }
 
 #[cfg(test)]

@@ -9,12 +9,12 @@
 //! Masked, the eventfd keeps what its device signals; KVM delivers it when the irqfd is attached. So nothing is lost, and a device
 //! never learns of masks. A vector costs KVM nothing before it is first unmasked.
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::irq::{Gsi, Msi, MsiMessage};
+use super::vectors::Vectors;
+use crate::irq::{Msi, MsiMessage};
 
 /// The size of a table entry: address low, address high, data, vector control.
 pub const ENTRY_SIZE: usize = 16;
@@ -27,27 +27,30 @@ const CONTROL_ENABLE: u16 = 1 << 15;
 const CONTROL_MASK: u16 = 1 << 14;
 const VECTOR_MASKED: u32 = 1;
 
-/// A function's vectors.
+/// A function's table.
 pub struct Msix {
-    msi: Arc<dyn Msi>,
-    vectors: Vec<Vector>,
+    vectors: Vectors,
+    table: Vec<Entry>,
     enabled: bool,
     masked: bool,
 }
 
-struct Vector {
-    event: Arc<EventFd>,
-    /// As the driver wrote it.
-    entry: [u32; 4],
-    attached: Option<(Gsi, MsiMessage)>,
-}
+/// An entry as the driver wrote it.
+#[derive(Clone, Copy)]
+struct Entry([u32; 4]);
 
-impl Vector {
+impl Entry {
     /// The message that is to be sent, unless the driver masks it.
-    fn message(&self) -> Option<MsiMessage> {
-        let [low, high, data, control] = self.entry;
+    fn message(self) -> Option<MsiMessage> {
+        let [low, high, data, control] = self.0;
         let address = u64::from(high) << 32 | u64::from(low);
         (control & VECTOR_MASKED == 0).then_some(MsiMessage { address, data })
+    }
+
+    /// Whether a driver has written a message into it.
+    fn is_used(self) -> bool {
+        let [low, high, data, _] = self.0;
+        (low, high, data) != (0, 0, 0)
     }
 }
 
@@ -57,18 +60,9 @@ impl Msix {
     /// # Errors
     /// When an eventfd cannot be had.
     pub fn new(msi: Arc<dyn Msi>, count: usize) -> std::io::Result<Self> {
-        let vector = |_| {
-            let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-            Ok(Vector {
-                event,
-                entry: [0, 0, 0, VECTOR_MASKED],
-                attached: None,
-            })
-        };
-        let vectors = (0..count).map(vector).collect::<std::io::Result<_>>()?;
         Ok(Msix {
-            msi,
-            vectors,
+            vectors: Vectors::new(msi, count)?,
+            table: vec![Entry([0, 0, 0, VECTOR_MASKED]); count],
             enabled: false,
             masked: false,
         })
@@ -76,9 +70,18 @@ impl Msix {
 
     /// The event that is a vector's interrupt.
     pub fn event(&self, vector: u16) -> Option<Arc<EventFd>> {
-        self.vectors
-            .get(usize::from(vector))
-            .map(|vector| vector.event.clone())
+        self.vectors.event(usize::from(vector)).cloned()
+    }
+
+    /// The events of all vectors, in order.
+    pub fn events(&self) -> impl Iterator<Item = &EventFd> {
+        self.vectors.events()
+    }
+
+    /// How many of the first vectors a driver has written messages for: it does so before it lets any of them through.
+    pub fn used(&self) -> usize {
+        let last = self.table.iter().rposition(|entry| entry.is_used());
+        last.map_or(0, |last| last + 1)
     }
 
     /// The driver wrote the capability's control word.
@@ -86,7 +89,7 @@ impl Msix {
         let (enabled, masked) = (control & CONTROL_ENABLE != 0, control & CONTROL_MASK != 0);
         if (self.enabled, self.masked) != (enabled, masked) {
             (self.enabled, self.masked) = (enabled, masked);
-            (0..self.vectors.len()).for_each(|index| self.update(index));
+            (0..self.table.len()).for_each(|index| self.update(index));
         }
     }
 
@@ -95,9 +98,9 @@ impl Msix {
         for (index, byte) in data.iter_mut().enumerate() {
             let at = offset.saturating_add(index);
             *byte = self
-                .vectors
+                .table
                 .get(at / ENTRY_SIZE)
-                .and_then(|vector| vector.entry.get(at % ENTRY_SIZE / 4))
+                .and_then(|entry| entry.0.get(at % ENTRY_SIZE / 4))
                 .and_then(|word| word.to_le_bytes().get(at % 4).copied())
                 .unwrap_or(0);
         }
@@ -111,9 +114,8 @@ impl Msix {
         for (word, bytes) in data.as_chunks::<4>().0.iter().enumerate() {
             let at = offset.saturating_add(4 * word);
             let index = at / ENTRY_SIZE;
-            let vector = self.vectors.get_mut(index);
-            if let Some(word) = vector.and_then(|vector| vector.entry.get_mut(at % ENTRY_SIZE / 4))
-            {
+            let entry = self.table.get_mut(index);
+            if let Some(word) = entry.and_then(|entry| entry.0.get_mut(at % ENTRY_SIZE / 4)) {
                 *word = u32::from_le_bytes(*bytes);
                 self.update(index);
             }
@@ -124,9 +126,8 @@ impl Msix {
     pub fn read_pending(&self, offset: usize, data: &mut [u8]) {
         for (index, byte) in data.iter_mut().enumerate() {
             let first = offset.saturating_add(index).saturating_mul(8);
-            let vectors = self.vectors.iter().skip(first).take(8);
-            *byte = vectors.enumerate().fold(0, |bits, (bit, vector)| {
-                let waits = vector.attached.is_none() && is_signalled(&vector.event);
+            *byte = (0..8).fold(0, |bits, bit| {
+                let waits = self.vectors.is_pending(first.saturating_add(bit));
                 bits | u8::from(waits) << bit
             });
         }
@@ -135,52 +136,17 @@ impl Msix {
     /// Brings a vector's irqfd in line with its masks and message.
     fn update(&mut self, index: usize) {
         let open = self.enabled && !self.masked;
-        let Some(vector) = self.vectors.get_mut(index) else {
-            return;
-        };
-        let wanted = vector.message().filter(|_| open);
-        let result = match (vector.attached, wanted) {
-            (Some((gsi, _)), None) => {
-                vector.attached = None;
-                self.msi.detach(&vector.event, gsi)
-            }
-            (None, Some(message)) => self
-                .msi
-                .attach(&vector.event, message)
-                .map(|gsi| vector.attached = Some((gsi, message))),
-            (Some((gsi, current)), Some(message)) if current != message => self
-                .msi
-                .update(gsi, message)
-                .map(|()| vector.attached = Some((gsi, message))),
-            _ => Ok(()),
-        };
-        if let Err(error) = result {
-            log::warn!("MSI-X vector {index}: {error}");
+        if let Some(entry) = self.table.get(index) {
+            let wanted = entry.message().filter(|_| open);
+            self.vectors.set(index, wanted);
         }
     }
-}
-
-impl Drop for Msix {
-    fn drop(&mut self) {
-        self.control(0);
-    }
-}
-
-/// Whether an event waits, without taking it.
-fn is_signalled(event: &EventFd) -> bool {
-    let mut poll = libc::pollfd {
-        fd: event.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: one valid pollfd, and no waiting.
-    unsafe { libc::poll(&mut poll, 1, 0) == 1 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::irq::Error;
+    use crate::irq::{Error, Gsi};
     use std::sync::Mutex;
 
     /// Writes down what it is asked.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use super::{DeviceNumber, Root};
+use super::{BarIndex, DeviceNumber, Root};
 use crate::bus;
 
 /// `CONFIG_ADDRESS` bit 31: the data port reaches configuration space.
@@ -105,23 +105,34 @@ impl bus::Device for Ports {
     }
 }
 
-/// The BARs.
-pub(super) struct Window(pub(super) Arc<Root>);
+/// A window of BARs, which begins at `start`.
+pub(super) struct Window {
+    pub(super) root: Arc<Root>,
+    pub(super) start: u64,
+}
+
+impl Window {
+    /// What an access reaches.
+    fn find(&self, offset: u64, len: usize) -> Option<(DeviceNumber, BarIndex, u64)> {
+        let address = self.start.checked_add(offset)?;
+        self.root.find(address, len)
+    }
+}
 
 impl bus::Device for Window {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        if let Some((number, offset)) = self.0.find(offset, data.len())
-            && let Some(function) = self.0.slot(number).as_mut()
+        if let Some((number, bar, offset)) = self.find(offset, data.len())
+            && let Some(function) = self.root.slot(number).as_mut()
         {
-            function.read(offset, data);
+            function.read(bar, offset, data);
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if let Some((number, offset)) = self.0.find(offset, data.len())
-            && let Some(function) = self.0.slot(number).as_mut()
+        if let Some((number, bar, offset)) = self.find(offset, data.len())
+            && let Some(function) = self.root.slot(number).as_mut()
         {
-            function.write(offset, data);
+            function.write(bar, offset, data);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -13,10 +14,11 @@ use vmm_sys_util::eventfd::EventFd;
 use super::Error;
 use crate::control::{Done, EndOfLife, Refusal};
 use crate::devices::pci_hotplug::PciHotplug;
+use crate::devices::vfio::{self, Ground, VfioPci};
 use crate::devices::virtio::transport::pci::VirtioPci;
 use crate::devices::virtio::{self, GuestMemory};
 use crate::irq::{IoEvents, Msi};
-use crate::pci::{self, DeviceNumber, Function};
+use crate::pci::{self, DeviceNumber, Function, Released};
 
 /// What devices need of a machine.
 #[derive(Clone)]
@@ -24,6 +26,8 @@ pub(super) struct Wiring {
     pub ram: Arc<GuestMemory>,
     pub msi: Arc<dyn Msi>,
     pub ioevents: Arc<dyn IoEvents>,
+    /// For devices of the host's; a machine without KVM, as tests have, has none.
+    pub ground: Option<Arc<Ground>>,
 }
 
 /// A machine's places for devices.
@@ -39,7 +43,7 @@ pub(super) struct Bays {
 
 /// A device that is in no machine just now.
 pub(super) struct Idle {
-    device: Box<dyn virtio::Device>,
+    device: Released,
     /// Where it was in the last machine, and is to be in the next: whoever was told its address knows it by that.
     place: Option<DeviceNumber>,
 }
@@ -48,8 +52,31 @@ impl<D: virtio::Device + 'static> From<D> for Idle {
     /// One that was in no machine yet.
     fn from(device: D) -> Self {
         Idle {
-            device: Box::new(device),
+            device: Released::Virtio(Box::new(device)),
             place: None,
+        }
+    }
+}
+
+impl From<vfio::Device> for Idle {
+    fn from(device: vfio::Device) -> Self {
+        Idle {
+            device: Released::Host(Box::new(device)),
+            place: None,
+        }
+    }
+}
+
+impl Idle {
+    /// How much room its BARs of 64 bits want above all memory, in bytes.
+    pub fn room64(&self) -> u64 {
+        match &self.device {
+            Released::Virtio(_) => 0,
+            Released::Host(device) => {
+                let bars = device.bars().into_iter();
+                let large = bars.filter(|bar| bar.bits == pci::Bits::SixtyFour);
+                large.map(|bar| bar.size).fold(0, u64::saturating_add)
+            }
         }
     }
 }
@@ -70,8 +97,15 @@ impl fmt::Debug for Ejected {
 
 impl Bays {
     /// Places for the devices of the guest's life that `end` is of; `event` tells the guest of what comes and goes, at places up to `last`.
-    pub fn new(wiring: Wiring, event: EventFd, last: DeviceNumber, end: &EndOfLife) -> Self {
-        let bus = Arc::new(pci::Root::new());
+    /// BARs of 64 bits can be in `window64`.
+    pub fn new(
+        wiring: Wiring,
+        window64: Range<u64>,
+        event: EventFd,
+        last: DeviceNumber,
+        end: &EndOfLife,
+    ) -> Self {
+        let bus = Arc::new(pci::Root::with_window64(window64));
         let end = end.clone();
         let on_eject = Box::new(move |number, function| end.eject(Ejected { number, function }));
         Bays {
@@ -86,6 +120,12 @@ impl Bays {
     /// The bus.
     pub fn bus(&self) -> &Arc<pci::Root> {
         &self.bus
+    }
+
+    /// Whether any of the devices is the host's.
+    pub fn has_host_devices(&self) -> bool {
+        let ground = self.wiring.ground.as_ref();
+        ground.is_some_and(|ground| ground.has_devices())
     }
 
     /// The registers of the guest's side.
@@ -112,15 +152,26 @@ impl Bays {
     }
 
     /// Puts a device in place and tells the guest.
-    pub fn plug(&self, device: Box<dyn virtio::Device>) -> Result<DeviceNumber, Error> {
+    pub fn plug(&self, device: Released) -> Result<DeviceNumber, Error> {
         let number = self.bus.plug(self.function(device)?, self.last)?;
         self.hotplug.announce(number);
         Ok(number)
     }
 
-    fn function(&self, device: Box<dyn virtio::Device>) -> Result<Box<dyn Function>, Error> {
-        let Wiring { ram, msi, ioevents } = self.wiring.clone();
-        Ok(Box::new(VirtioPci::new(device, ram, msi, ioevents)?))
+    fn function(&self, device: Released) -> Result<Box<dyn Function>, Error> {
+        let Wiring {
+            ram,
+            msi,
+            ioevents,
+            ground,
+        } = self.wiring.clone();
+        Ok(match device {
+            Released::Virtio(device) => Box::new(VirtioPci::new(device, ram, msi, ioevents)?),
+            Released::Host(device) => {
+                let ground = ground.ok_or(vfio::Error::NoMachine)?;
+                Box::new(VfioPci::new(device, &ground)?)
+            }
+        })
     }
 
     /// Asks the guest to let go of a device.

@@ -1,5 +1,6 @@
 //! Building a machine for a guest, step by step.
 
+use std::ops::Range;
 use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -26,15 +27,17 @@ use crate::devices::cpu_hotplug::{self, CpuHotplug};
 use crate::devices::pci_hotplug::REGISTERS_SIZE;
 use crate::devices::power::{I8042, Power};
 use crate::devices::pvpanic::PvPanic;
+use crate::devices::vfio::{Ground, Passage};
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::blk::{self, Blk};
 use crate::devices::virtio::fs::{self, Fs};
 use crate::devices::virtio::net::{self, Net, Vhost};
 use crate::devices::virtio::{self, GuestMemory, rng::Rng, vsock::Vsock};
-use crate::irq::Routes;
+use crate::irq::{Lines, Routes};
 use crate::memory::pluggable::{self, Blocks};
+use crate::memory::slots::Slots;
 use crate::memory::{self, Region, Sharing};
-use crate::pci::DeviceNumber;
+use crate::pci::{DeviceNumber, Released};
 use crate::socket::Unlink;
 use crate::vcpu::{Buses, Gate};
 
@@ -43,26 +46,39 @@ impl Vm {
     pub(super) fn build(&mut self, end: EndOfLife) -> Result<Machine, Error> {
         let config = &self.config;
         let kvm = open_kvm()?;
+        let given = match &self.front {
+            Some(_) => Vec::new(),
+            None => self.passage.open_all(&config.host_devices)?,
+        };
+        let resting = self.front.iter().flat_map(|front| &front.devices);
+        let room64 = resting.chain(&given).map(Idle::room64);
+        let room64 = room64.fold(0, u64::saturating_add);
         let pluggable = plug_nothing(config, &mut self.pluggable)?;
         // A kernel that cannot be loaded ends it here, before anybody is connected to: it must not cost a backend its only client.
-        let (vm, Loaded { ram, entry }) = both(|| create_vm(&kvm), || load(config, pluggable))?;
+        let (vm, loaded) = both(|| create_vm(&kvm), || load(config, pluggable, room64))?;
+        let Loaded {
+            ram,
+            entry,
+            window64,
+        } = loaded;
         memory::register(&vm, &ram)?;
         let routes = interrupt_controllers(&vm)?;
 
         let front = match &mut self.front {
             Some(front) => front,
-            none => none.insert(Front::open(config, pluggable, &mut self.paths)?),
+            none => none.insert(Front::open(config, pluggable, given, &mut self.paths)?),
         };
         let (power_button, hotplug) = (eventfd()?, eventfd()?);
         wire(&vm, front.console.irq(), layout::SERIAL_GSI)?;
         wire(&vm, &power_button, layout::POWER_GSI)?;
         wire(&vm, &hotplug, layout::PCI_HOTPLUG_GSI)?;
         let wiring = Wiring {
+            ground: Some(ground(&vm, &ram, &routes, config)),
             ram,
             msi: routes.clone(),
             ioevents: routes,
         };
-        let bays = Bays::new(wiring, hotplug, last_slot(config), &end);
+        let bays = Bays::new(wiring, window64, hotplug, last_slot(config), &end);
         for device in std::mem::take(&mut front.devices) {
             bays.fill(device)?;
         }
@@ -96,6 +112,8 @@ impl Vm {
 struct Loaded {
     ram: Arc<GuestMemory>,
     entry: Entry,
+    /// The 64-bit PCI window.
+    window64: Range<u64>,
 }
 
 /// The memory that may come and go, of which the next machine has nothing yet. It stays when the guest resets itself: the device that it
@@ -121,14 +139,16 @@ fn plug_nothing<'r>(
     Ok(Some(region))
 }
 
-fn load(config: &VmConfig, pluggable: Option<&Arc<Region>>) -> Result<Loaded, Error> {
+fn load(config: &VmConfig, pluggable: Option<&Arc<Region>>, room64: u64) -> Result<Loaded, Error> {
     let ram = memory::map(config.memory.size, sharing(config))?;
     let end = pluggable.map_or(ram.last_addr(), |region| region.last_addr());
+    let window64 = pci_window64(end, room64);
     let machine = acpi::Machine {
         vcpus: config.vcpus.boot.get(),
         most_vcpus: config.vcpus.most.map(VcpuCount::get),
-        pci_window64: pci_window64(end),
+        pci_window64: (window64.start, window64.end - 1),
         last_slot: last_slot(config),
+        interrupt_lines: has_lines(config),
     };
     let rsdp = acpi::write(&ram, machine)?;
     let entry = boot::load(&ram, &config.kernel, rsdp)?;
@@ -137,7 +157,11 @@ fn load(config: &VmConfig, pluggable: Option<&Arc<Region>>) -> Result<Loaded, Er
         Some(region) => Arc::new(memory::with(&ram, region)?),
         None => ram,
     };
-    Ok(Loaded { ram, entry })
+    Ok(Loaded {
+        ram,
+        entry,
+        window64,
+    })
 }
 
 /// Who maps the RAM, and what it is made of.
@@ -207,15 +231,21 @@ fn last_slot(config: &VmConfig) -> DeviceNumber {
         true,
         config.vsock.is_some(),
         config.console_device == ConsoleDevice::Virtio,
-        config.balloon != BalloonConfig::Off,
+        has_balloon(config),
         config.memory.pluggable() > 0,
     ];
     let single = single.into_iter().filter(|there| *there).count();
-    DeviceNumber::up_to(single + config.disks.len() + config.nets.len() + config.fs.len() + ROOM)
+    let several = [
+        config.disks.len(),
+        config.nets.len(),
+        config.fs.len(),
+        config.host_devices.len(),
+    ];
+    DeviceNumber::up_to(single + several.iter().sum::<usize>() + ROOM)
 }
 
 /// The devices in the order of their PCI addresses: randomness, disks, network, vsock, shared directories; and behind them, the console, the
-/// balloon, and the memory that comes and goes.
+/// balloon, the memory that comes and goes, and the host's own.
 pub(super) fn virtio_devices(
     config: &VmConfig,
     paths: &mut Vec<Unlink>,
@@ -239,6 +269,9 @@ pub(super) fn virtio_devices(
 
 /// The balloon, if there is to be one. Huge pages are not given back, so that nobody needs to hear which of them are free.
 pub(super) fn balloon(config: &VmConfig) -> Option<Balloon> {
+    if !has_balloon(config) {
+        return None;
+    }
     match (config.balloon, config.memory.backing.hugepages) {
         (BalloonConfig::On(size), None) => Some(Balloon::new(size)),
         (BalloonConfig::On(size), Some(_)) => Some(Balloon::new(size).without_reports()),
@@ -246,16 +279,24 @@ pub(super) fn balloon(config: &VmConfig) -> Option<Balloon> {
     }
 }
 
+/// Whether there is to be a balloon: what devices of the host's reach stays where it is, so that nothing of it could be given back.
+fn has_balloon(config: &VmConfig) -> bool {
+    config.balloon != BalloonConfig::Off && config.host_devices.is_empty()
+}
+
 /// The device of a configuration, for a VM of so many vCPUs; idle.
 pub(super) fn open_device(
     config: &DeviceConfig,
     vcpus: VcpuCount,
-) -> Result<Box<dyn virtio::Device>, Error> {
-    Ok(match config {
+    passage: &mut Passage,
+) -> Result<Released, Error> {
+    let device: Box<dyn virtio::Device> = match config {
         DeviceConfig::Disk(disk) => Box::new(open_disk(disk, vcpus)?),
         DeviceConfig::Net(net) => Box::new(open_net(net)?),
         DeviceConfig::Fs(fs) => Box::new(open_fs(fs)?),
-    })
+        DeviceConfig::Host(host) => return Ok(Released::Host(Box::new(passage.open(host)?))),
+    };
+    Ok(Released::Virtio(device))
 }
 
 fn open_disk(disk: &DiskConfig, vcpus: VcpuCount) -> Result<Blk, Error> {
@@ -352,6 +393,9 @@ fn buses(
         layout::PCI_WINDOW_SIZE,
         pci.window(),
     )?;
+    if let Some((start, size, window)) = pci.window64() {
+        memory.insert(start, size, window)?;
+    }
     Ok(Arc::new(Buses { ports, memory }))
 }
 
@@ -361,13 +405,38 @@ fn wire(vm: &VmFd, event: &EventFd, gsi: u32) -> Result<(), Error> {
         .map_err(|e| Error::KvmRefused("register an irqfd", e))
 }
 
-/// The 64-bit PCI window, behind the last address of memory.
-fn pci_window64(last: GuestAddress) -> (u64, u64) {
-    /// Aligned to, and as long as, what the largest BARs of today ask for.
+/// The 64-bit PCI window, behind the last address of memory, with room for BARs of `room` bytes together and as much again for those that
+/// come later.
+fn pci_window64(last: GuestAddress, room: u64) -> Range<u64> {
+    /// Aligned to, and at least as long as, what the largest BARs of today ask for.
     const SIZE: u64 = 1 << 36;
+    /// The host's processors must have as many bits of addresses; more room than this is nobody's.
+    const MOST: u64 = 1 << 44;
+    let size = room.saturating_mul(2).clamp(SIZE, MOST);
+    let size = size.next_power_of_two();
     let end = last.raw_value().max(layout::HOLE_END);
-    let start = end.next_multiple_of(SIZE);
-    (start, start + SIZE - 1)
+    let start = end.next_multiple_of(size);
+    start..start + size
+}
+
+/// What devices of the host's need.
+fn ground(
+    vm: &Arc<VmFd>,
+    ram: &Arc<GuestMemory>,
+    routes: &Arc<Routes>,
+    config: &VmConfig,
+) -> Arc<Ground> {
+    // KVM knows RAM by the numbers below.
+    let slots = Slots::from(u32::try_from(ram.num_regions()).unwrap_or(u32::MAX));
+    let lines = has_lines(config).then(|| routes.clone() as Arc<dyn Lines>);
+    let (vm, ram) = (vm.clone(), ram.clone());
+    let ground = Ground::new(vm, ram, Arc::new(slots), routes.clone(), lines);
+    Arc::new(ground)
+}
+
+/// Whether the guest's firmware tells of interrupt lines: devices of ours have none, and a table of them costs time at boot.
+fn has_lines(config: &VmConfig) -> bool {
+    !config.host_devices.is_empty()
 }
 
 fn eventfd() -> Result<EventFd, Error> {

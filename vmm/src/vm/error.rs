@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::devices::{console, virtio};
+use crate::devices::{console, vfio, virtio};
 use crate::{arch, boot, bus, irq, memory, pci};
 
 /// Why a VM could not be built.
@@ -59,6 +59,9 @@ pub enum Error {
     /// A shared directory.
     #[error(transparent)]
     Fs(#[from] virtio::fs::CreateError),
+    /// A device of the host's.
+    #[error(transparent)]
+    Vfio(#[from] vfio::Error),
     /// The control socket.
     #[error("cannot listen on the control socket {path}")]
     ControlSocket {

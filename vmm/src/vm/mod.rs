@@ -39,6 +39,7 @@ use crate::control::service::Server;
 use crate::control::{EndOfLife, Life, Message};
 use crate::devices::console;
 use crate::devices::console::output::Writer;
+use crate::devices::vfio::Passage;
 use crate::devices::virtio::balloon::{self, Balloon};
 use crate::devices::virtio::mem::{self, Mem};
 use crate::memory::{Region, own_code, own_heap};
@@ -65,6 +66,7 @@ pub fn run(
         ready: Some(Box::new(ready)),
         life: 0,
         pluggable: None,
+        passage: Passage::default(),
         front: None,
         paths: Vec::new(),
     };
@@ -100,6 +102,8 @@ struct Vm {
     life: Life,
     /// The memory that comes and goes, if any may.
     pluggable: Option<Arc<Region>>,
+    /// By which it gets devices of the host's.
+    passage: Passage,
     /// Opened in the first life, when its kernel has been loaded: one that cannot be leaves nothing behind.
     front: Option<Front>,
     /// What is removed at the end.
@@ -249,6 +253,7 @@ impl Front {
     fn open(
         config: &VmConfig,
         pluggable: Option<&Arc<Region>>,
+        host_devices: Vec<Idle>,
         paths: &mut Vec<Unlink>,
     ) -> Result<Self, Error> {
         let mut devices = build::virtio_devices(config, paths)?;
@@ -262,6 +267,7 @@ impl Front {
         let memory = pluggable.and_then(|region| Mem::new(region.clone(), 0));
         let memory_target = memory.as_ref().map(Mem::target);
         devices.extend(memory.map(Idle::from));
+        devices.extend(host_devices);
         let (path, listener) = match &config.api_socket {
             Some(path) => (path.clone(), socket::listen_anew(path)),
             None => {

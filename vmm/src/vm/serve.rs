@@ -86,7 +86,7 @@ impl Vm {
                 let _ = reply.send(hears.and_then(|()| self.resize(machine, resize)));
             }
             Request::SetBalloon(bytes, reply) => {
-                let _ = reply.send(self.set_balloon(bytes));
+                let _ = reply.send(self.set_balloon(machine, bytes));
             }
             Request::Reset(reply) => {
                 let begun = machine.has_begun();
@@ -110,11 +110,14 @@ impl Vm {
         Ok(())
     }
 
-    fn set_balloon(&self, bytes: u64) -> Result<(), Refusal> {
+    fn set_balloon(&self, machine: &Machine, bytes: u64) -> Result<(), Refusal> {
         let balloon = self.front.as_ref().and_then(|front| front.balloon.as_ref());
         let balloon = balloon.ok_or(Refusal::NoBalloon)?;
         if self.config.memory.backing.hugepages.is_some() && bytes > 0 {
             return Err(Refusal::HugePages);
+        }
+        if machine.bays.has_host_devices() && bytes > 0 {
+            return Err(Refusal::Pinned);
         }
         let memory = self.config.memory.size.bytes();
         if bytes >= memory {
@@ -127,14 +130,14 @@ impl Vm {
     }
 
     fn add_device(
-        &self,
+        &mut self,
         machine: &Machine,
         config: &DeviceConfig,
     ) -> Result<DeviceNumber, Refusal> {
         if let DeviceConfig::Fs(fs) = config {
             self.can_share(machine, fs)?;
         }
-        let device = build::open_device(config, self.config.vcpus.boot);
+        let device = build::open_device(config, self.config.vcpus.boot, &mut self.passage);
         match device.and_then(|device| machine.bays.plug(device)) {
             Ok(number) => {
                 self.news.tell(Happening::DeviceAdded(number));

@@ -99,5 +99,15 @@ pub const PCI_CONFIG_PORT: u16 = 0xcf8;
 /// Four bytes of address, four of data.
 pub const PCI_CONFIG_SIZE: u16 = 8;
 
+/// The first of the IOAPIC's pins that PCI devices' interrupt lines end at.
+const FIRST_LINE_GSI: u32 = 16;
+/// How many there are.
+const LINE_GSIS: u32 = 8;
+
+/// Where the interrupt lines of the device with this number end. All of a device's pins share one: it has one function.
+pub fn line_gsi(device: u8) -> u32 {
+    FIRST_LINE_GSI + u32::from(device) % LINE_GSIS
+}
+
 /// The first interrupt number for MSI routes: those below belong to the IOAPIC's 24 pins.
 pub const FIRST_MSI_GSI: u32 = 24;

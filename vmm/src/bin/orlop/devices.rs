@@ -10,11 +10,12 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use orlop_proto::files;
 use orlop_proto::vmm::v1::{
-    AddDiskRequest, AddFsRequest, AddNetRequest, RemoveDeviceRequest, SetBalloonRequest, Vhost,
+    AddDiskRequest, AddFsRequest, AddHostDeviceRequest, AddNetRequest, RemoveDeviceRequest,
+    SetBalloonRequest, Vhost,
 };
 use orlop_vmm::config::{
-    DiskConfig, DiskFile, FsBackend, FsConfig, MacAddress, NetConfig, TapConfig, VhostConfig,
-    mebibytes,
+    DiskConfig, DiskFile, FsBackend, FsConfig, HostDeviceConfig, MacAddress, NetConfig, TapConfig,
+    VhostConfig, mebibytes,
 };
 use orlop_vmm::pci::DeviceNumber;
 
@@ -43,6 +44,14 @@ which it is removed.
 Example:
   virtiofsd --shared-dir /srv --socket-path /run/srv.sock &
   orlop add-fs web tag=srv,socket=/run/srv.sock";
+
+/// What `orlop add-device --help` ends with.
+pub const ADD_DEVICE_HELP: &str = "\
+The device must be VFIO's: see `orlop pci bind`. From then on all of the VM's memory stays in the host's. Prints the device's PCI address in
+the VM, by which it is removed.
+
+Example:
+  orlop add-device web 0000:65:00.0,id=gpu0";
 
 /// What `orlop remove-device --help` ends with.
 pub const REMOVE_HELP: &str = "\
@@ -89,6 +98,17 @@ pub struct AddFs {
     /// The directory, whose virtiofsd listens on the socket
     #[arg(value_name = "tag=TAG,socket=PATH")]
     fs: FsConfig,
+}
+
+/// The flags of `orlop add-device`.
+#[derive(Args)]
+pub struct AddDevice {
+    /// A VM, by name or by the path of its control socket
+    #[arg(value_name = "VM")]
+    vm: Target,
+    /// A PCI device of the host's, as `orlop run --device` takes it
+    #[arg(value_name = "ADDRESS[,id=NAME]")]
+    device: HostDeviceConfig,
 }
 
 /// The flags of `orlop remove-device`.
@@ -234,6 +254,23 @@ pub fn add_fs(arguments: &AddFs) -> anyhow::Result<ExitCode> {
     client::runtime()?.block_on(async {
         let mut vm = arguments.vm.connect().await?;
         let added = answer(&arguments.vm, vm.client.add_fs(request)).await?;
+        Ok(output::print(&format!("{}\n", added.address)).map(|()| ExitCode::SUCCESS)?)
+    })
+}
+
+/// Gives a VM a PCI device of the host's.
+///
+/// # Errors
+/// When the VM does not run, or refuses.
+pub fn add_device(arguments: &AddDevice) -> anyhow::Result<ExitCode> {
+    let HostDeviceConfig { address, id } = &arguments.device;
+    let request = AddHostDeviceRequest {
+        address: address.to_string(),
+        id: id.clone().unwrap_or_default(),
+    };
+    client::runtime()?.block_on(async {
+        let mut vm = arguments.vm.connect().await?;
+        let added = answer(&arguments.vm, vm.client.add_host_device(request)).await?;
         Ok(output::print(&format!("{}\n", added.address)).map(|()| ExitCode::SUCCESS)?)
     })
 }

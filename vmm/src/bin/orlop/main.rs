@@ -76,6 +76,9 @@ enum What {
     /// Give a VM another shared directory while it runs
     #[command(after_help = devices::ADD_FS_HELP)]
     AddFs(devices::AddFs),
+    /// Give a VM a PCI device of the host's while it runs
+    #[command(after_help = devices::ADD_DEVICE_HELP)]
+    AddDevice(devices::AddDevice),
     /// Have a VM's guest let go of a device
     #[command(after_help = devices::REMOVE_HELP)]
     RemoveDevice(devices::Remove),
@@ -123,6 +126,7 @@ fn main() -> ExitCode {
         What::AddDisk(arguments) => devices::add_disk(&arguments),
         What::AddNet(arguments) => devices::add_net(&arguments),
         What::AddFs(arguments) => devices::add_fs(&arguments),
+        What::AddDevice(arguments) => devices::add_device(&arguments),
         What::RemoveDevice(arguments) => devices::remove(&arguments),
         What::Resize(arguments) => resize::run(&arguments),
         What::Balloon(arguments) => devices::balloon(&arguments),

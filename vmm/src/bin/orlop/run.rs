@@ -7,8 +7,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 use orlop_vmm::config::{
-    BalloonConfig, ConsoleConfig, ConsoleDevice, CpusConfig, DiskConfig, DiskFile, KernelConfig,
-    MOVABLE_MEMORY, MemoryConfig, NetConfig, ShareConfig, TapConfig, VmConfig, VmName, VsockConfig,
+    BalloonConfig, ConsoleConfig, ConsoleDevice, CpusConfig, DiskConfig, DiskFile,
+    HostDeviceConfig, KernelConfig, MOVABLE_MEMORY, MemoryConfig, NetConfig, ShareConfig,
+    TapConfig, VmConfig, VmName, VsockConfig,
 };
 use orlop_vmm::vm::{self, Outcome};
 
@@ -108,6 +109,10 @@ pub struct Arguments {
     /// takes of it what it needs before it runs out of memory
     #[arg(long, value_name = "on|off|size=SIZE", default_value = "on")]
     balloon: BalloonConfig,
+    /// A PCI device of the host's, told by its address there, for the guest alone (VFIO); its memory then stays in the host's, and there is no
+    /// balloon (repeatable)
+    #[arg(long = "device", value_name = "ADDRESS[,id=NAME]")]
+    host_devices: Vec<HostDeviceConfig>,
     #[command(flatten)]
     pub(crate) container: Flags,
 }
@@ -164,6 +169,24 @@ impl Arguments {
                 "huge pages stay the VM's, whatever its guest gives up: leave out --balloon size=, or hugepages="
             );
         }
+        let mut given = BTreeSet::new();
+        for device in &self.host_devices {
+            let address = device.address;
+            anyhow::ensure!(
+                given.insert(address),
+                "{address} is given twice: leave out one --device"
+            );
+        }
+        if let (BalloonConfig::On(size), false) = (self.balloon, self.host_devices.is_empty()) {
+            anyhow::ensure!(
+                size == 0,
+                "the memory of a VM with a device of the host's stays where it is: leave out --balloon size=, or --device"
+            );
+            eprintln!(
+                "orlop: all memory of {} stays in the host's, for a device of the host's reaches it: there is no balloon, and nothing is given back",
+                name.as_str()
+            );
+        }
         Ok(VmConfig {
             name,
             kernel: KernelConfig {
@@ -187,6 +210,7 @@ impl Arguments {
             vsock: self.vsock,
             fs: Vec::new(),
             balloon: self.balloon,
+            host_devices: self.host_devices,
         })
     }
 }

@@ -103,6 +103,7 @@ impl From<Refusal> for tonic::Status {
             Refusal::NotBooted
             | Refusal::Paused(_)
             | Refusal::NoBalloon
+            | Refusal::Pinned
             | Refusal::NoSize(_)
             | Refusal::FixedVcpus
             | Refusal::FixedMemory

@@ -10,8 +10,8 @@ use orlop_proto::vmm::v1 as api;
 use tonic::{Request, Status};
 
 use crate::config::{
-    DeviceConfig, DiskConfig, DiskFile, FsBackend, FsConfig, NetConfig, ParseError, TapConfig,
-    VhostConfig,
+    DeviceConfig, DiskConfig, DiskFile, FsBackend, FsConfig, HostDeviceConfig, NetConfig,
+    ParseError, TapConfig, VhostConfig,
 };
 use crate::control::Resize;
 use crate::devices::virtio::net::PAIRS_MAX;
@@ -89,6 +89,15 @@ pub(super) fn fs(request: api::AddFsRequest) -> Result<Device, Status> {
         backend: FsBackend::Socket(absolute("socket", request.socket)?),
     };
     Ok((DeviceConfig::Fs(fs), Vec::new()))
+}
+
+pub(super) fn host_device(request: api::AddHostDeviceRequest) -> Result<Device, Status> {
+    let text = match request.id.as_str() {
+        "" => request.address,
+        id => format!("{},id={id}", request.address),
+    };
+    let device = text.parse::<HostDeviceConfig>().map_err(invalid)?;
+    Ok((DeviceConfig::Host(device), Vec::new()))
 }
 
 pub(super) fn device(request: &api::RemoveDeviceRequest) -> Result<DeviceNumber, Status> {

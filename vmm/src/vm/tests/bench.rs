@@ -65,6 +65,7 @@ impl Bench {
                 ready: None,
                 life: 1,
                 pluggable: None,
+                passage: crate::devices::vfio::Passage::default(),
                 front: None,
                 paths: Vec::new(),
             };
@@ -124,8 +125,8 @@ pub(super) fn config() -> VmConfig {
         api_socket: None,
         vsock: None,
         fs: Vec::new(),
-
         balloon: BalloonConfig::Off,
+        host_devices: Vec::new(),
     }
 }
 
@@ -136,12 +137,13 @@ pub(super) fn machine(end: &EndOfLife) -> Machine {
         ram: ram(1 << 20),
         msi: wires.clone(),
         ioevents: wires,
+        ground: None,
     };
     let gate = Arc::new(Gate::new());
     Machine {
         processors: Processors::new(Vec::new(), gate.clone(), None),
         gate,
-        bays: Bays::new(wiring, event(), DeviceNumber::up_to(4), end),
+        bays: Bays::new(wiring, 0..0, event(), DeviceNumber::up_to(4), end),
         power_button: event(),
         has_booted: false,
     }

@@ -7,6 +7,7 @@ use acpi_tables::{Aml, AmlSink};
 use super::{Machine, OEM, OEM_TABLE, REVISION, cpu_hotplug, pci_hotplug};
 use crate::arch::x86_64::layout;
 use crate::devices::power;
+use crate::pci::DeviceNumber;
 
 /// The size of a system description table's header (ACPI 6.5, 5.2.6).
 const SDT_HEADER: u32 = 36;
@@ -16,6 +17,9 @@ pub(super) fn table(machine: Machine) -> Sdt {
     let mut code = Vec::new();
     pci_host_bridge(machine, &mut code);
     pci_hotplug::slots(machine.last_slot, &mut code);
+    if machine.interrupt_lines {
+        interrupt_lines(&mut code);
+    }
     motherboard(&mut code);
     serial(&mut code);
     power_button(&mut code);
@@ -76,6 +80,31 @@ fn pci_host_bridge(machine: Machine, code: &mut dyn AmlSink) {
                 ]),
             ),
         ],
+    )
+    .to_aml_bytes(code);
+}
+
+/// Where the interrupt lines of PCI devices end (ACPI 6.5, 6.2.13): all pins of a device at one of the IOAPIC's.
+fn interrupt_lines(code: &mut dyn AmlSink) {
+    /// Any function of the device, in the lower half of an address.
+    const ANY: u32 = 0xffff;
+    let lines: Vec<_> = DeviceNumber::all()
+        .flat_map(|device| {
+            let number = device.get();
+            let address = u32::from(number) << 16 | ANY;
+            let gsi = layout::line_gsi(number);
+            // The pin, no link device, the IOAPIC's pin.
+            (0u8..4).map(move |pin| (address, pin, gsi))
+        })
+        .collect();
+    let entries: Vec<_> = lines
+        .iter()
+        .map(|(address, pin, gsi)| aml::Package::new(vec![address, pin, &aml::ZERO, gsi]))
+        .collect();
+    let entries = entries.iter().map(|entry| entry as &dyn Aml).collect();
+    aml::Scope::new(
+        "_SB_.PCI0".into(),
+        vec![&aml::Name::new("_PRT".into(), &aml::Package::new(entries))],
     )
     .to_aml_bytes(code);
 }

@@ -49,6 +49,8 @@ pub struct Machine {
     pub pci_window64: (u64, u64),
     /// The last of the PCI slots whose devices may come and go.
     pub last_slot: DeviceNumber,
+    /// Whether PCI devices have interrupt lines.
+    pub interrupt_lines: bool,
 }
 
 /// Writes the tables, beginning with the RSDP at [`layout::ACPI`].
@@ -172,6 +174,7 @@ mod tests {
             most_vcpus: Some(255),
             pci_window64: (1 << 33, (1 << 34) - 1),
             last_slot: DeviceNumber::LAST,
+            interrupt_lines: true,
         };
         let rsdp = write(&memory, machine).unwrap();
         let mut bytes = [0; 36];

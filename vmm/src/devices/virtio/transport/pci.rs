@@ -16,9 +16,14 @@ use crate::devices::virtio::{Device, GuestMemory, Interrupt, Kind};
 use crate::irq::{IoEvents, Msi};
 use crate::pci::config_space::{ConfigSpace, Identity};
 use crate::pci::msix::{self, Msix};
-use crate::pci::{self, Function};
+use crate::pci::{self, Bar, BarIndex, Bits, Function, Released};
 
 const BAR_SIZE: u32 = 0x8000;
+const BARS: [Bar; 1] = [Bar {
+    index: BarIndex::FIRST,
+    size: BAR_SIZE as u64,
+    bits: Bits::ThirtyTwo,
+}];
 const COMMON: u64 = 0x0000;
 const ISR: u64 = 0x1000;
 const DEVICE: u64 = 0x2000;
@@ -235,7 +240,7 @@ impl Function for VirtioPci {
         if let Some((offset, length)) = self.window().filter(|_| self.is_window_data(at))
             && let Some(data) = data.get_mut(..length)
         {
-            self.read(offset, data);
+            self.read(BarIndex::FIRST, offset, data);
         }
     }
 
@@ -246,23 +251,24 @@ impl Function for VirtioPci {
         if let Some((offset, length)) = self.window().filter(|_| self.is_window_data(at))
             && let Some(data) = data.get(..length)
         {
-            self.write(offset, data);
+            self.write(BarIndex::FIRST, offset, data);
         }
     }
 
-    fn bar_size(&self) -> u32 {
-        self.config.bar_size()
+    fn bars(&self) -> &[Bar] {
+        &BARS
     }
 
-    fn assign_bar(&mut self, address: u32) {
-        self.config.assign_bar(address);
+    fn assign_bar(&mut self, _: BarIndex, address: u64) {
+        // The only BAR has 32 bits, and so has what the root has found for it.
+        self.config.assign_bar(address as u32);
     }
 
-    fn bar(&self) -> Option<u64> {
+    fn bar(&self, _: BarIndex) -> Option<u64> {
         self.config.bar()
     }
 
-    fn place(&mut self, bar: Option<u64>) {
+    fn place(&mut self, _: BarIndex, bar: Option<u64>) {
         if self.kicks_at == bar {
             return;
         }
@@ -286,7 +292,7 @@ impl Function for VirtioPci {
         self.kicks_at = bar;
     }
 
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
+    fn read(&mut self, _: BarIndex, offset: u64, data: &mut [u8]) {
         match offset {
             ..ISR => self.read_common(offset, data),
             DEVICE..NOTIFY => {
@@ -305,7 +311,7 @@ impl Function for VirtioPci {
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) {
+    fn write(&mut self, _: BarIndex, offset: u64, data: &[u8]) {
         match offset {
             ..ISR => self.write_common(offset, data),
             DEVICE..NOTIFY => self.machine.write_config((offset - DEVICE) as usize, data),
@@ -332,8 +338,8 @@ impl Function for VirtioPci {
         self.machine.stop();
     }
 
-    fn release(self: Box<Self>) -> Option<Box<dyn Device>> {
-        Some(self.machine.into_device())
+    fn release(self: Box<Self>) -> Option<Released> {
+        Some(Released::Virtio(self.machine.into_device()))
     }
 }
 

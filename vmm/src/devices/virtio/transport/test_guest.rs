@@ -8,7 +8,7 @@ use super::test_wires::Wires;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::test_driver::{PATIENCE, TestQueue, ram};
 use crate::devices::virtio::{Device, F_RING_EVENT_IDX, F_VERSION_1, GuestMemory};
-use crate::pci::Function;
+use crate::pci::{BarIndex, Function};
 
 pub const FEATURE_SELECT: u64 = 0x00;
 pub const FEATURE: u64 = 0x04;
@@ -68,12 +68,13 @@ impl Guest {
 
     pub fn get(&mut self, at: u64, len: usize) -> u64 {
         let mut bytes = [0; 8];
-        self.function.read(at, &mut bytes[..len]);
+        self.function.read(BarIndex::FIRST, at, &mut bytes[..len]);
         u64::from_le_bytes(bytes)
     }
 
     pub fn put(&mut self, at: u64, len: usize, value: u64) {
-        self.function.write(at, &value.to_le_bytes()[..len]);
+        self.function
+            .write(BarIndex::FIRST, at, &value.to_le_bytes()[..len]);
     }
 
     pub fn status(&mut self) -> u64 {

@@ -9,7 +9,7 @@ use crate::devices::virtio::{
     Active, Device, F_RING_EVENT_IDX, F_RING_INDIRECT_DESC, F_VERSION_1, Interrupt, Kind,
     StartError,
 };
-use crate::pci::Function;
+use crate::pci::{BarIndex, Function};
 
 #[test]
 fn a_driver_that_does_as_it_should_has_a_working_device() {
@@ -361,10 +361,10 @@ fn anything_anywhere() {
         }
         let config = random.below(0x120) as usize;
         match random.below(8) {
-            0 => guest.function.read(at, &mut data[..len]),
+            0 => guest.function.read(BarIndex::FIRST, at, &mut data[..len]),
             1 => guest.function.read_config(config, &mut data[..len.min(4)]),
             2 => guest.function.write_config(config, &data[..len.min(4)]),
-            _ => guest.function.write(at, &data[..len]),
+            _ => guest.function.write(BarIndex::FIRST, at, &data[..len]),
         }
         // Most of the time the device gets as far as running, with whatever was said before.
         if round % 50 == 0 {
