@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod devices;
 pub mod error;
+pub mod host_pci;
 pub mod irq;
 pub mod memory;
 pub mod oci;

@@ -11,6 +11,7 @@ mod image;
 mod inspect;
 mod logger;
 mod output;
+mod pci;
 mod pods;
 mod ps;
 mod resize;
@@ -94,6 +95,9 @@ enum What {
     /// Show what happens to a VM, as it happens
     #[command(after_help = events::AFTER_HELP)]
     Events(events::Arguments),
+    /// List the host's PCI devices, and give them to guests or back
+    #[command(after_help = pci::AFTER_HELP)]
+    Pci(pci::Arguments),
     /// Check what this machine has and lacks for Orlop
     Doctor(doctor::Arguments),
     /// Print what a shell needs to complete orlop's commands and flags
@@ -132,6 +136,7 @@ fn main() -> ExitCode {
         What::Balloon(arguments) => devices::balloon(&arguments),
         What::Stats(arguments) => stats::run(&arguments),
         What::Events(arguments) => events::run(&arguments),
+        What::Pci(arguments) => pci::run(&arguments),
         What::Doctor(arguments) => doctor::run(&arguments),
         What::Completions { shell } => completions(shell),
     };
