@@ -27,7 +27,7 @@ pub const EJECT: u16 = 8;
 pub const REGISTERS_SIZE: u16 = 12;
 
 /// Hears of a device that the guest has let go of, and that is off the bus. It is called by a vCPU, and must not keep it.
-pub type OnEject = Box<dyn Fn(DeviceNumber, Box<dyn Function>) + Send + Sync>;
+pub type OnEject = Box<dyn Fn(DeviceNumber, Vec<Box<dyn Function>>) + Send + Sync>;
 
 /// The registers of one bus.
 pub struct PciHotplug {
@@ -70,8 +70,9 @@ impl PciHotplug {
     fn eject(&self, bits: u32) {
         let numbers = DeviceNumber::all().filter(|number| bits & number.bit() != 0);
         for number in numbers {
-            if let Some(function) = self.bus.remove(number) {
-                (self.on_eject)(number, function);
+            let functions = self.bus.remove(number);
+            if !functions.is_empty() {
+                (self.on_eject)(number, functions);
             }
         }
     }
@@ -120,8 +121,8 @@ mod tests {
             let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
             let ejected: Arc<Mutex<Vec<_>>> = Arc::default();
             let heard = ejected.clone();
-            let on_eject: OnEject = Box::new(move |number, mut function| {
-                function.stop();
+            let on_eject: OnEject = Box::new(move |number, mut functions| {
+                functions.iter_mut().for_each(|function| function.stop());
                 heard.lock().unwrap().push(number);
             });
             let root = Arc::new(Root::new());
@@ -136,7 +137,8 @@ mod tests {
             let (msi, kicks) = (Wires::new(), Wires::new());
             let rng = Box::new(Rng::open().unwrap());
             let function = VirtioPci::new(rng, ram(0x1000), msi, kicks).unwrap();
-            self.registers.bus.add(Box::new(function), None).unwrap()
+            let added = self.registers.bus.add(Box::new(function), None);
+            added.unwrap().device()
         }
 
         fn read(&self, register: u16) -> u32 {

@@ -14,6 +14,16 @@ const CAPABILITIES: usize = 0x34;
 /// Where capabilities begin, behind the header.
 const HEADER_END: usize = 0x40;
 
+/// Says of a device's first function that there are others (PCI Local Bus 3.0, 6.2.1), in what was read of it from `at` on.
+pub fn say_multifunction(at: usize, data: &mut [u8]) {
+    const HEADER_TYPE: usize = 0x0e;
+    const MULTIFUNCTION: u8 = 0x80;
+    let offset = HEADER_TYPE.checked_sub(at);
+    if let Some(byte) = offset.and_then(|offset| data.get_mut(offset)) {
+        *byte |= MULTIFUNCTION;
+    }
+}
+
 /// A function's configuration space. At most one BAR, of 32 bits: nothing here needs more.
 #[derive(Debug)]
 pub struct ConfigSpace {

@@ -9,6 +9,7 @@
 mod bar;
 pub mod config_space;
 mod device_number;
+mod function_number;
 mod host_bridge;
 pub mod msix;
 pub mod vectors;
@@ -20,13 +21,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use bar::{Bar, BarIndex, Bits};
 pub use device_number::{DeviceNumber, NoDeviceNumber};
+pub use function_number::FunctionNumber;
 use ways::{Ecam, Ports, Window};
 
 use crate::arch::x86_64::layout;
 use crate::bus;
 use crate::devices::{vfio, virtio};
 
-/// What is on the bus: one function a device.
+/// What is on the bus. A device of ours has one function; those of the host's that are in one slot there are in one here.
 pub trait Function: Send {
     /// Its configuration space is read.
     fn read_config(&mut self, at: usize, data: &mut [u8]);
@@ -35,7 +37,7 @@ pub trait Function: Send {
     /// Its BARs, in the order of their indices.
     fn bars(&self) -> &[Bar];
     /// It is on the bus, here.
-    fn settle(&mut self, _number: DeviceNumber) {}
+    fn settle(&mut self, _number: FunctionNumber) {}
     /// Firmware gives a BAR its place.
     fn assign_bar(&mut self, bar: BarIndex, address: u64);
     /// Where its configuration space says that a BAR is; `None` while it does not decode.
@@ -81,7 +83,7 @@ pub struct Identity {
 #[derive(Debug)]
 pub struct Description {
     /// Where.
-    pub number: DeviceNumber,
+    pub number: FunctionNumber,
     /// What.
     pub identity: Identity,
 }
@@ -108,8 +110,8 @@ type Place<'r> = MutexGuard<'r, Option<Box<dyn Function>>>;
 
 /// Bus 0.
 pub struct Root {
-    /// By device number.
-    slots: [Slot; DeviceNumber::COUNT],
+    /// By device number and function.
+    slots: [[Slot; FunctionNumber::COUNT]; DeviceNumber::COUNT],
     /// The window for BARs of 64 bits, which may be empty.
     window64: Range<u64>,
     placed: Mutex<Placed>,
@@ -127,7 +129,7 @@ impl Default for Root {
 #[derive(Clone, Copy, Debug)]
 struct Decoded {
     size: u64,
-    number: DeviceNumber,
+    number: FunctionNumber,
     bar: BarIndex,
 }
 
@@ -152,21 +154,29 @@ impl Root {
             placed: Mutex::default(),
             address: Mutex::default(),
         };
-        *root.slot(DeviceNumber::HOST_BRIDGE) = Some(Box::new(host_bridge::HostBridge::new()));
+        *root.slot(DeviceNumber::HOST_BRIDGE.into()) =
+            Some(Box::new(host_bridge::HostBridge::new()));
         root
     }
 
-    /// Puts a function on the bus before the guest runs, as firmware hands it over: with a place for its BAR, and at the device number `at`
-    /// where it has to be at one, else at the first that is free.
+    /// Puts a function on the bus before the guest runs, as firmware hands it over: with a place for its BARs, and at `at` where it has to
+    /// be there, else as the first of a device that is not there yet.
     ///
     /// # Errors
     /// When there is no room.
     pub fn add(
         &self,
         mut function: Box<dyn Function>,
-        at: Option<DeviceNumber>,
-    ) -> Result<DeviceNumber, Error> {
-        let (number, mut slot) = self.empty_slot(|number| at.is_none_or(|at| at == number))?;
+        at: Option<FunctionNumber>,
+    ) -> Result<FunctionNumber, Error> {
+        let number = match at {
+            Some(at) => at,
+            None => self.absent(DeviceNumber::LAST)?.into(),
+        };
+        let mut slot = self.slot(number);
+        if slot.is_some() {
+            return Err(Error::BusFull);
+        }
         function.settle(number);
         if let Err(error) = self.assign(number, function.as_mut()) {
             self.displace(number, function.as_mut());
@@ -177,7 +187,7 @@ impl Root {
     }
 
     /// Gives each BAR of a function a place.
-    fn assign(&self, number: DeviceNumber, function: &mut dyn Function) -> Result<(), Error> {
+    fn assign(&self, number: FunctionNumber, function: &mut dyn Function) -> Result<(), Error> {
         let bars = function.bars().to_vec();
         // A ROM is given a place by whoever wants to read it.
         for bar in bars.into_iter().filter(|bar| bar.index != BarIndex::ROM) {
@@ -198,37 +208,37 @@ impl Root {
         mut function: Box<dyn Function>,
         last: DeviceNumber,
     ) -> Result<DeviceNumber, Error> {
-        let (number, mut slot) = self.empty_slot(|number| number <= last)?;
-        function.settle(number);
-        *slot = Some(function);
+        let number = self.absent(last)?;
+        function.settle(number.into());
+        *self.slot(number.into()) = Some(function);
         Ok(number)
     }
 
-    /// The first device number that is free, of those that will do.
-    fn empty_slot(
-        &self,
-        will_do: impl Fn(DeviceNumber) -> bool,
-    ) -> Result<(DeviceNumber, Place<'_>), Error> {
+    /// The first device number that is free, up to `last`. Nobody else puts anything on the bus meanwhile: that is the controller's to do.
+    fn absent(&self, last: DeviceNumber) -> Result<DeviceNumber, Error> {
         DeviceNumber::all()
-            .filter(|number| will_do(*number))
-            .map(|number| (number, self.slot(number)))
-            .find(|(_, slot)| slot.is_none())
+            .take_while(|number| *number <= last)
+            .find(|number| !self.has(*number))
             .ok_or(Error::BusFull)
     }
 
-    /// Takes a function off the bus: from now on the guest finds nothing there. It works on until it is stopped. The host bridge stays.
-    pub fn remove(&self, number: DeviceNumber) -> Option<Box<dyn Function>> {
+    /// Takes a device off the bus, with all of its functions: from now on the guest finds nothing there. They work on until they are
+    /// stopped. The host bridge stays.
+    pub fn remove(&self, number: DeviceNumber) -> Vec<Box<dyn Function>> {
         if number == DeviceNumber::HOST_BRIDGE {
-            return None;
+            return Vec::new();
         }
-        let mut slot = self.slot(number);
-        let mut function = slot.take()?;
-        self.displace(number, function.as_mut());
-        Some(function)
+        let taken = FunctionNumber::all_of(number).filter_map(|number| {
+            let mut slot = self.slot(number);
+            let mut function = slot.take()?;
+            self.displace(number, function.as_mut());
+            Some(function)
+        });
+        taken.collect()
     }
 
     /// Has none of a function's BARs be anywhere.
-    fn displace(&self, number: DeviceNumber, function: &mut dyn Function) {
+    fn displace(&self, number: FunctionNumber, function: &mut dyn Function) {
         self.placed().retain(|_, placed| placed.number != number);
         for bar in function.bars().to_vec() {
             function.place(bar.index, None);
@@ -241,17 +251,23 @@ impl Root {
             let identity = self.slot(number).as_ref()?.describe()?;
             Some(Description { number, identity })
         };
-        DeviceNumber::all().filter_map(described).collect()
+        all().filter_map(described).collect()
     }
 
     /// Whether anything is there.
     pub fn has(&self, number: DeviceNumber) -> bool {
-        self.slot(number).is_some()
+        self.functions(number) > 0
+    }
+
+    /// How many functions a device has.
+    fn functions(&self, number: DeviceNumber) -> usize {
+        let there = |number: &FunctionNumber| self.slot(*number).is_some();
+        FunctionNumber::all_of(number).filter(there).count()
     }
 
     /// Stops every function. To be called when no vCPU runs any more.
     pub fn stop(&self) {
-        for number in DeviceNumber::all() {
+        for number in all() {
             if let Some(function) = self.slot(number).as_mut() {
                 function.stop();
             }
@@ -259,9 +275,9 @@ impl Root {
     }
 
     /// Takes everything off the bus, and gives back the devices with where they were, in that order. To be called behind [`Root::stop`].
-    pub fn release(&self) -> Vec<(DeviceNumber, Released)> {
+    pub fn release(&self) -> Vec<(FunctionNumber, Released)> {
         let released = |number| Some((number, self.slot(number).take()?.release()?));
-        DeviceNumber::all().filter_map(released).collect()
+        all().filter_map(released).collect()
     }
 
     /// Configuration space by memory accesses (PCI Express 6.0, 7.2.2).
@@ -293,7 +309,7 @@ impl Root {
         Some((start, size, Arc::new(window)))
     }
 
-    fn slot(&self, number: DeviceNumber) -> Place<'_> {
+    fn slot(&self, number: FunctionNumber) -> Place<'_> {
         number
             .of(&self.slots)
             .lock()
@@ -304,13 +320,19 @@ impl Root {
         self.placed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_config(&self, number: DeviceNumber, register: usize, data: &mut [u8]) {
+    fn read_config(&self, number: FunctionNumber, register: usize, data: &mut [u8]) {
+        // Asked before the lock: a slot's is taken by itself.
+        let is_first = number == number.device().into();
+        let has_more = is_first && self.functions(number.device()) > 1;
         if let Some(function) = self.slot(number).as_mut() {
             function.read_config(register, data);
+            if has_more {
+                config_space::say_multifunction(register, data);
+            }
         }
     }
 
-    fn write_config(&self, number: DeviceNumber, register: usize, data: &[u8]) {
+    fn write_config(&self, number: FunctionNumber, register: usize, data: &[u8]) {
         if let Some(function) = self.slot(number).as_mut() {
             function.write_config(register, data);
             self.place(number, function.as_mut());
@@ -318,7 +340,7 @@ impl Root {
     }
 
     /// Lets the function's BARs be where its configuration space says, if that is free and in a window.
-    fn place(&self, number: DeviceNumber, function: &mut dyn Function) {
+    fn place(&self, number: FunctionNumber, function: &mut dyn Function) {
         let bars = function.bars().to_vec();
         let mut places = Vec::with_capacity(bars.len());
         let mut placed = self.placed();
@@ -364,13 +386,18 @@ impl Root {
     }
 
     /// The function whose BAR covers all of an access, which BAR that is, and where in it.
-    fn find(&self, address: u64, len: usize) -> Option<(DeviceNumber, BarIndex, u64)> {
+    fn find(&self, address: u64, len: usize) -> Option<(FunctionNumber, BarIndex, u64)> {
         let placed = self.placed();
         let (start, found) = placed.range(..=address).next_back()?;
         let offset = address - start;
         let end = offset.checked_add(len as u64)?;
         (end <= found.size).then_some((found.number, found.bar, offset))
     }
+}
+
+/// Every function that a bus can have.
+fn all() -> impl Iterator<Item = FunctionNumber> {
+    DeviceNumber::all().flat_map(FunctionNumber::all_of)
 }
 
 #[cfg(test)]

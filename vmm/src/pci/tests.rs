@@ -33,11 +33,12 @@ impl Guest {
         self.add_at(None)
     }
 
-    fn add_at(&self, at: Option<DeviceNumber>) -> Result<DeviceNumber, Error> {
+    fn add_at(&self, at: Option<FunctionNumber>) -> Result<DeviceNumber, Error> {
         let rng = Box::new(Rng::open().unwrap());
         let (msi, kicks) = (self.wires.clone(), self.wires.clone());
         let function = VirtioPci::new(rng, ram(0x1000), msi, kicks)?;
-        self.root.add(Box::new(function), at)
+        let added = self.root.add(Box::new(function), at)?;
+        Ok(added.device())
     }
 
     fn get(&self, device: u64, at: u64) -> u32 {
@@ -111,15 +112,39 @@ fn a_function_that_comes_while_the_guest_runs_takes_no_place_of_its_own() {
 }
 
 #[test]
+fn a_device_has_as_many_functions_as_it_is_given_and_they_go_together() {
+    let guest = Guest::new(1);
+    let device = DeviceNumber::from_bits(7);
+    for number in [0, 3] {
+        let at = FunctionNumber::from_bits(device, number);
+        guest.add_at(Some(at)).unwrap();
+        assert!(guest.add_at(Some(at)).is_err(), "somebody is there");
+    }
+    let function = |number: u64| guest.get(7, number << 12 | 0xc);
+    assert_eq!((function(0), function(3)), (0x80_0000, 0));
+    assert_eq!((function(1), guest.get(1, 0xc)), (ONES, 0));
+    let mut byte = [0];
+    guest.root.ecam().read(7 << 15 | 0xe, &mut byte);
+    assert_eq!(byte, [0x80]);
+    guest.root.ecam().read(7 << 15 | 0xf, &mut byte);
+    assert_eq!(byte, [0]);
+    let found = guest.root.describe();
+    assert_eq!(found[2].number.to_string(), "0000:00:07.3");
+    assert_eq!(guest.root.remove(device).len(), 2);
+    assert_eq!(guest.wires.kicks_at().len(), 1);
+}
+
+#[test]
 fn a_function_that_goes_leaves_its_place_to_the_next() {
     let guest = Guest::new(3);
-    let function = guest.root.remove(DeviceNumber::from_bits(2)).unwrap();
+    let function = guest.root.remove(DeviceNumber::from_bits(2));
+    assert_eq!(function.len(), 1);
     assert_eq!(guest.get(2, 0), ONES);
     assert_eq!(guest.queues_at(WINDOW + SIZE), 0xffff);
     assert_eq!(guest.wires.kicks_at().len(), 2);
     drop(function);
-    assert!(guest.root.remove(DeviceNumber::from_bits(2)).is_none());
-    assert!(guest.root.remove(DeviceNumber::HOST_BRIDGE).is_none());
+    assert!(guest.root.remove(DeviceNumber::from_bits(2)).is_empty());
+    assert!(guest.root.remove(DeviceNumber::HOST_BRIDGE).is_empty());
     assert_eq!(guest.add().unwrap().get(), 2);
     assert_eq!(guest.queues_at(WINDOW + SIZE), 1);
 }
@@ -131,13 +156,13 @@ fn a_device_goes_on_the_next_bus_where_it_was_on_the_last() {
     guest.root.stop();
     let released = guest.root.release();
     let numbers: Vec<_> = released.iter().map(|(number, _)| *number).collect();
-    assert_eq!(numbers, [2, 3].map(DeviceNumber::from_bits));
+    assert_eq!(numbers, [2, 3].map(|n| DeviceNumber::from_bits(n).into()));
     let next = Guest::new(0);
     for number in numbers {
-        assert_eq!(next.add_at(Some(number)).unwrap(), number);
+        assert_eq!(next.add_at(Some(number)).unwrap(), number.device());
     }
     assert!(matches!(
-        next.add_at(Some(DeviceNumber::from_bits(3))),
+        next.add_at(Some(DeviceNumber::from_bits(3).into())),
         Err(Error::BusFull)
     ));
     assert_eq!(next.add().unwrap().get(), 1, "the gap is the next one's");

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use super::{BarIndex, DeviceNumber, Root};
+use super::{BarIndex, DeviceNumber, FunctionNumber, Root};
 use crate::bus;
 
 /// `CONFIG_ADDRESS` bit 31: the data port reaches configuration space.
@@ -11,8 +11,7 @@ const CONFIG_ENABLE: u32 = 1 << 31;
 /// A register of a function on bus 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Address {
-    device: DeviceNumber,
-    function: u64,
+    function: FunctionNumber,
     register: usize,
 }
 
@@ -20,8 +19,10 @@ impl Address {
     /// By ECAM: 4 KiB a function, bus 0 alone.
     fn by_ecam(offset: u64) -> Self {
         Address {
-            device: DeviceNumber::from_bits(offset >> 15),
-            function: offset >> 12 & 7,
+            function: FunctionNumber::from_bits(
+                DeviceNumber::from_bits(offset >> 15),
+                offset >> 12,
+            ),
             register: (offset & 0xfff) as usize,
         }
     }
@@ -30,23 +31,20 @@ impl Address {
     fn by_port(address: u32, byte: u64) -> Option<Self> {
         let bus = address >> 16 & 0xff;
         (address & CONFIG_ENABLE != 0 && bus == 0).then(|| Address {
-            device: DeviceNumber::from_bits(u64::from(address >> 11)),
-            function: u64::from(address >> 8 & 7),
+            function: FunctionNumber::from_bits(
+                DeviceNumber::from_bits(u64::from(address >> 11)),
+                u64::from(address >> 8),
+            ),
             register: (address & 0xfc) as usize + byte as usize,
         })
     }
 
-    /// Devices have function 0 alone.
     fn read(self, root: &Root, data: &mut [u8]) {
-        if self.function == 0 {
-            root.read_config(self.device, self.register, data);
-        }
+        root.read_config(self.function, self.register, data);
     }
 
     fn write(self, root: &Root, data: &[u8]) {
-        if self.function == 0 {
-            root.write_config(self.device, self.register, data);
-        }
+        root.write_config(self.function, self.register, data);
     }
 }
 
@@ -113,7 +111,7 @@ pub(super) struct Window {
 
 impl Window {
     /// What an access reaches.
-    fn find(&self, offset: u64, len: usize) -> Option<(DeviceNumber, BarIndex, u64)> {
+    fn find(&self, offset: u64, len: usize) -> Option<(FunctionNumber, BarIndex, u64)> {
         let address = self.start.checked_add(offset)?;
         self.root.find(address, len)
     }

@@ -18,7 +18,7 @@ use crate::devices::vfio::{self, Ground, VfioPci};
 use crate::devices::virtio::transport::pci::VirtioPci;
 use crate::devices::virtio::{self, GuestMemory};
 use crate::irq::{IoEvents, Msi};
-use crate::pci::{self, DeviceNumber, Function, Released};
+use crate::pci::{self, DeviceNumber, Function, FunctionNumber, Released};
 
 /// What devices need of a machine.
 #[derive(Clone)]
@@ -45,7 +45,7 @@ pub(super) struct Bays {
 pub(super) struct Idle {
     device: Released,
     /// Where it was in the last machine, and is to be in the next: whoever was told its address knows it by that.
-    place: Option<DeviceNumber>,
+    place: Option<FunctionNumber>,
 }
 
 impl<D: virtio::Device + 'static> From<D> for Idle {
@@ -85,8 +85,8 @@ impl Idle {
 pub struct Ejected {
     /// Where it was.
     pub number: DeviceNumber,
-    /// It may work still.
-    pub function: Box<dyn Function>,
+    /// They may work still.
+    pub functions: Vec<Box<dyn Function>>,
 }
 
 impl fmt::Debug for Ejected {
@@ -107,7 +107,7 @@ impl Bays {
     ) -> Self {
         let bus = Arc::new(pci::Root::with_window64(window64));
         let end = end.clone();
-        let on_eject = Box::new(move |number, function| end.eject(Ejected { number, function }));
+        let on_eject = Box::new(move |number, functions| end.eject(Ejected { number, functions }));
         Bays {
             hotplug: Arc::new(PciHotplug::new(bus.clone(), event, on_eject)),
             bus,
@@ -133,9 +133,26 @@ impl Bays {
         self.hotplug.clone()
     }
 
-    /// Puts a device in place, for a guest that does not run yet.
-    pub fn fill(&self, idle: Idle) -> Result<(), Error> {
-        self.bus.add(self.function(idle.device)?, idle.place)?;
+    /// Puts devices in place, for a guest that does not run yet. The host's that are functions of one slot there are of one here.
+    pub fn fill(&self, idle: impl IntoIterator<Item = Idle>) -> Result<(), Error> {
+        let mut slots = BTreeMap::new();
+        for Idle { device, place } in idle {
+            let address = match &device {
+                Released::Virtio(_) => None,
+                Released::Host(device) => Some(device.address()),
+            };
+            let sibling = address.and_then(|address| {
+                let first: &DeviceNumber = slots.get(&address.slot())?;
+                let number = u64::from(address.function());
+                Some(FunctionNumber::from_bits(*first, number))
+            });
+            // Function 0 of a slot is there whenever any is.
+            let sibling = sibling.filter(|sibling| sibling.get() != 0);
+            let number = self.bus.add(self.function(device)?, place.or(sibling))?;
+            if let Some(address) = address {
+                slots.entry(address.slot()).or_insert(number.device());
+            }
+        }
         Ok(())
     }
 
@@ -195,10 +212,10 @@ impl Bays {
     pub fn ejected(&mut self, ejected: Ejected) {
         let Ejected {
             number,
-            mut function,
+            mut functions,
         } = ejected;
-        function.stop();
-        drop(function);
+        functions.iter_mut().for_each(|function| function.stop());
+        drop(functions);
         for tell in self.leaving.remove(&number).into_iter().flatten() {
             // One that has gone does not hear it.
             let _ = tell.send(());

@@ -79,9 +79,7 @@ impl Vm {
             ioevents: routes,
         };
         let bays = Bays::new(wiring, window64, hotplug, last_slot(config), &end);
-        for device in std::mem::take(&mut front.devices) {
-            bays.fill(device)?;
-        }
+        bays.fill(std::mem::take(&mut front.devices))?;
         let cpu_hotplug = cpu_hotplug(&vm, config, &end)?;
         let buses = buses(&bays, &front.console, cpu_hotplug.clone(), &end)?;
 

@@ -104,7 +104,7 @@ const FIRST_LINE_GSI: u32 = 16;
 /// How many there are.
 const LINE_GSIS: u32 = 8;
 
-/// Where the interrupt lines of the device with this number end. All of a device's pins share one: it has one function.
+/// Where the interrupt lines of the device with this number end. All of its functions' pins share one.
 pub fn line_gsi(device: u8) -> u32 {
     FIRST_LINE_GSI + u32::from(device) % LINE_GSIS
 }

@@ -10,7 +10,7 @@ use super::ground::{Footing, Ground};
 use super::interrupts::Interrupts;
 use crate::arch::x86_64::layout;
 use crate::pci::msix::ENTRY_SIZE;
-use crate::pci::{Bar, BarIndex, DeviceNumber, Function, Identity, Released};
+use crate::pci::{Bar, BarIndex, Function, FunctionNumber, Identity, Released};
 
 /// The second byte of the command register.
 const COMMAND_HIGH: usize = 5;
@@ -131,8 +131,9 @@ impl Function for VfioPci {
         self.config.bars()
     }
 
-    fn settle(&mut self, number: DeviceNumber) {
-        self.interrupts.connect(layout::line_gsi(number.get()));
+    fn settle(&mut self, number: FunctionNumber) {
+        let line = layout::line_gsi(number.device().get());
+        self.interrupts.connect(line);
     }
 
     fn assign_bar(&mut self, bar: BarIndex, address: u64) {
