@@ -182,10 +182,6 @@ impl Arguments {
                 size == 0,
                 "the memory of a VM with a device of the host's stays where it is: leave out --balloon size=, or --device"
             );
-            eprintln!(
-                "orlop: all memory of {} stays in the host's, for a device of the host's reaches it: there is no balloon, and nothing is given back",
-                name.as_str()
-            );
         }
         Ok(VmConfig {
             name,

@@ -116,8 +116,8 @@ impl Ground {
                     _ => Error::Map { start, len, source },
                 },
             )?;
-        log::info!(
-            "{} MiB of the guest's memory are pinned: nothing of it goes back to the host while it has devices of the host's",
+        log::warn!(
+            "{} MiB of the guest's memory stay in the host's while it has a device of the host's: nothing is given back, and a balloon has no effect",
             reached.bytes() >> 20
         );
         Ok(reached)
