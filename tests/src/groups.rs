@@ -9,6 +9,9 @@ use anyhow::{Context, Result};
 /// How many programs share a machine.
 const SHARING: usize = 4;
 
+/// The program whose stories give devices of the host's to guests, on a machine that has such.
+const PASSTHROUGH: &str = "passthrough";
+
 /// Programs whose stories are told in one machine, one program after another: a machine takes a while to start.
 pub(crate) struct Group<'o> {
     pub(crate) programs: Vec<PathBuf>,
@@ -16,6 +19,13 @@ pub(crate) struct Group<'o> {
     pub(crate) only: &'o [String],
     /// Their names. No two are alike, for by its name a story is left out that need not be told again.
     stories: BTreeSet<String>,
+}
+
+impl Group<'_> {
+    /// Whether its machine has devices that can be given to guests. No other program's has: that would be another host.
+    pub(crate) fn has_devices(&self) -> bool {
+        self.programs.iter().any(|it| name_of(it) == PASSTHROUGH)
+    }
 }
 
 /// All of them.
@@ -30,6 +40,8 @@ impl<'o> Groups<'o> {
             group.only == only
                 && group.programs.len() < SHARING
                 && group.stories.is_disjoint(&stories)
+                && !group.has_devices()
+                && name_of(&program) != PASSTHROUGH
         };
         match self.0.last_mut().filter(fits) {
             Some(group) => {
@@ -93,6 +105,13 @@ mod tests {
             assert_eq!(all.0.len(), groups);
             assert!(all.0.last().unwrap().stories.contains(&one));
         }
+        let mut all = Groups(vec![Group {
+            programs: vec!["passthrough-1".into()],
+            ..group(1, &["other"])
+        }]);
+        all.add(this.clone(), &[]).unwrap();
+        assert_eq!(all.0.len(), 2, "one of them has devices");
+        assert!(all.0[0].has_devices() && !all.0[1].has_devices());
         let filter = ["x".to_owned()];
         let mut all = Groups(vec![group(1, &["other"])]);
         all.add(this, &filter).unwrap();

@@ -123,6 +123,9 @@ struct HostArguments {
     /// Let the virtual host's clock count instructions, on one processor: figures that repeat, whatever else runs here
     #[arg(long)]
     count_instructions: bool,
+    /// Use a virtual host that has PCI devices to give to guests: NVMe disks, network cards, sound controllers
+    #[arg(long)]
+    passthrough: bool,
     /// A further argument for the virtual host's QEMU (repeatable)
     #[arg(long = "qemu", value_name = "ARG", allow_hyphen_values = true)]
     qemu: Vec<OsString>,
@@ -173,6 +176,7 @@ fn run_on_host(arguments: HostArguments) -> anyhow::Result<ExitCode> {
         memory_mib: arguments.memory,
         cpus: arguments.cpus,
         counts_instructions: arguments.count_instructions,
+        passthrough: arguments.passthrough,
         qemu: arguments.qemu,
     };
     let limit = arguments.timeout.map(Duration::from_secs);

@@ -218,8 +218,11 @@ fn tell_where_kvm_is(group: &Group, telling: &Telling) -> Result<(Count, bool)> 
     for attempt in 1.. {
         let mut command = Command::new(&this);
         command.args(["host", "--timeout", &limit.as_secs().to_string()]);
-        command.args(["--memory", &MEMORY_MIB.to_string(), "--"]);
-        command.arg(&this).arg("stories");
+        command.args(["--memory", &MEMORY_MIB.to_string()]);
+        if group.has_devices() {
+            command.arg("--passthrough");
+        }
+        command.arg("--").arg(&this).arg("stories");
         for program in &group.programs {
             command.arg("--program").arg(program);
         }

@@ -7,6 +7,7 @@
 //! the outside tells a failing command from a failing host ([`outcome`]).
 
 pub mod channel;
+pub mod devices;
 pub mod emulator;
 pub mod initrd;
 pub mod inside;
@@ -47,6 +48,8 @@ pub struct Machine {
     /// Its clock counts instructions, a nanosecond each, rather than time. It has one processor then. What it does takes as long as before,
     /// and seems to take what it would on a quiet machine.
     pub counts_instructions: bool,
+    /// It has PCI devices behind its IOMMU that can be given to guests ([`devices`]).
+    pub passthrough: bool,
     /// Further arguments for its QEMU.
     pub qemu: Vec<OsString>,
 }
@@ -58,6 +61,7 @@ impl Default for Machine {
             memory_mib: 4096,
             cpus: 2,
             counts_instructions: false,
+            passthrough: false,
             qemu: Vec::new(),
         }
     }
@@ -69,7 +73,8 @@ impl Default for Machine {
 /// When the machine cannot be had: no QEMU, no kernel, no network to fetch them. What happens to the command itself, and to a
 /// virtual host that was started, is an [`Outcome`].
 pub fn run(machine: &Machine, command: &[OsString], limit: Option<Duration>) -> Result<Outcome> {
-    if kvm::is_hardware() && !machine.force_virtual {
+    // No machine's own devices are given away by tests.
+    if kvm::is_hardware() && !machine.force_virtual && !machine.passthrough {
         run_directly(command, limit)
     } else {
         let (emulator, kernel) = setup::virtual_host()?;

@@ -69,6 +69,9 @@ pub(super) fn arguments(machine: &Machine, kernel: &Kernel, run: &Path) -> Vec<O
             format!("virtserialport,chardev=port{number},name={}", port.name()).into(),
         );
     }
+    if machine.passthrough {
+        line.extend(super::devices::arguments(run));
+    }
     line.extend(machine.qemu.iter().cloned());
     line
 }
@@ -89,7 +92,7 @@ pub(super) fn socket(run: &Path, port: Port) -> std::path::PathBuf {
 }
 
 /// A QEMU option value that ends in a path; QEMU wants commas doubled.
-fn with_path(prefix: &str, path: &Path) -> OsString {
+pub(super) fn with_path(prefix: &str, path: &Path) -> OsString {
     format!("{prefix}{}", path.to_string_lossy().replace(',', ",,")).into()
 }
 

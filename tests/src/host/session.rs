@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 use super::channel::{Job, Port, Report};
 use super::emulator::Emulator;
 use super::kernel::Kernel;
-use super::{Machine, Outcome, initrd, qemu};
+use super::{Machine, Outcome, devices, initrd, qemu};
 use crate::progress::step;
 
 /// The virtual host comes up in a few seconds; this is for a machine that does ten other things.
@@ -55,6 +55,9 @@ pub(super) fn run(
         modules: kernel.modules.clone(),
     };
     initrd::write(&qemu::initrd(run), kernel, &job)?;
+    if machine.passthrough {
+        devices::make(run).context("cannot make the virtual host's disks")?;
+    }
     let signals = watched_signals();
     let inherited_mask = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;

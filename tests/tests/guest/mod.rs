@@ -93,10 +93,20 @@ impl Guest {
 
     /// The same, with these programs of the machine's in `/bin`, and the libraries that they need.
     pub fn with(kernel: Kernel, script: &str, programs: &[PathBuf]) -> Self {
+        Self::with_drivers(kernel, script, programs, &[])
+    }
+
+    /// The same, whose `load` can load these drivers as well, of devices of the host's.
+    pub fn with_drivers(
+        kernel: Kernel,
+        script: &str,
+        programs: &[PathBuf],
+        drivers: &[&str],
+    ) -> Self {
         let cache = Cache::open().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let package = kernel.package(&cache);
-        let initramfs = initramfs(&package, script, programs);
+        let initramfs = initramfs(&package, script, programs, drivers);
         fs::write(directory.path().join("initramfs"), initramfs).unwrap();
         let kernel = match kernel {
             Kernel::BzImage => cache.guest_vmlinuz(),
@@ -199,7 +209,12 @@ fn without_notes(mut elf: Vec<u8>) -> Vec<u8> {
     elf
 }
 
-fn initramfs(kernel: &kernel::Kernel, script: &str, programs: &[PathBuf]) -> Vec<u8> {
+fn initramfs(
+    kernel: &kernel::Kernel,
+    script: &str,
+    programs: &[PathBuf],
+    drivers: &[&str],
+) -> Vec<u8> {
     let modules = Modules::read(&kernel.modules).unwrap();
     let mut archive = Archive::default();
     for directory in ["bin", "dev", "modules", "proc", "sys"] {
@@ -211,7 +226,7 @@ fn initramfs(kernel: &kernel::Kernel, script: &str, programs: &[PathBuf]) -> Vec
     let mut init =
         String::from("#!/bin/sh\n/bin/busybox --install -s /bin\nload() { insmod_$1; }\n");
     let mut known = Vec::new();
-    for name in MODULES {
+    for name in MODULES.iter().chain(drivers) {
         init.push_str(&format!("insmod_{}() {{ :", name.replace('-', "_")));
         for file in modules.in_load_order(&[name]).unwrap() {
             let short = file.file_name().unwrap().to_str().unwrap().to_owned();

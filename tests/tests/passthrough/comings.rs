@@ -1,0 +1,101 @@
+//! A device that comes and goes while its guest works with it.
+
+use orlop_proto::vmm::v1::{
+    AddHostDeviceRequest, DescribeRequest, KillRequest, RemoveDeviceRequest, SetBalloonRequest,
+    WaitOperationRequest,
+};
+use orlop_testbed::host::devices::DISK;
+use orlop_testbed::stories::size;
+use tonic::{Code, Status};
+
+use super::guest::held::Held;
+use super::guest::{LIMIT, control};
+use super::pci::{self, HostDisk};
+use super::{FOR_DISKS, Vm, stage};
+
+impl Vm {
+    fn add(&self, address: &str) -> Result<String, Status> {
+        let added = control(&self.socket(), async |mut vm| {
+            vm.add_host_device(AddHostDeviceRequest {
+                address: address.into(),
+                id: "disk".into(),
+            })
+            .await
+        });
+        Ok(added?.address)
+    }
+
+    fn remove(&self, address: &str) {
+        control(&self.socket(), async |mut vm| {
+            let begun = vm
+                .remove_device(RemoveDeviceRequest {
+                    address: address.into(),
+                    timeout_ms: LIMIT.as_millis().try_into().unwrap(),
+                })
+                .await?;
+            let id = begun.into_inner().id;
+            vm.wait_operation(WaitOperationRequest { id }).await
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_disk_comes_and_goes_many_times_while_its_guest_works_with_it() {
+    let Some(stage) = stage() else { return };
+    let rounds = size(6, 20) as usize;
+    pci::give(DISK, Some("vfio-pci"));
+    // In a guest that works with it, the disk goes in the middle of that.
+    let script = "echo ready
+         while :; do
+           if [ -b /dev/nvme0n1 ] && dd if=/dev/nvme0n1 of=/dev/null bs=64k count=16 iflag=direct 2>/dev/null; then echo read; else echo nothing; fi
+           sleep 0.05
+         done";
+    let vm = Vm::start(FOR_DISKS, script, &["--memory", "256M,max=512M"]);
+    vm.says("ready");
+    let reads = || vm.said().matches("\nread\r").count();
+    let mut before = None;
+    for round in 1..=rounds {
+        let address = vm.add(DISK).unwrap();
+        let read = reads();
+        vm.until("the guest reads", || reads() > read + 1);
+        if round == 1 {
+            refuses(&vm);
+        }
+        vm.remove(&address);
+        // What the first rounds need for the first time is no growth.
+        if round == 3 {
+            before = Some(Held::by_vmm(vm.running.id()));
+        }
+    }
+    let (before, after) = (before.unwrap(), Held::by_vmm(vm.running.id()));
+    println!("after 3 rounds {before:?}, after {rounds} {after:?}");
+    assert_eq!(after.threads, before.threads);
+    assert_eq!(after.descriptors, before.descriptors);
+    // The answer may be lost with the VM.
+    let _ = control(&vm.socket(), async |mut vm| vm.kill(KillRequest {}).await);
+    vm.ends(137);
+    HostDisk::take(DISK).works();
+    stage.leaves_nothing();
+}
+
+/// What a VM with a device of the host's cannot have.
+fn refuses(vm: &Vm) {
+    let twice = vm.add(DISK).unwrap_err();
+    assert_eq!(twice.code(), Code::FailedPrecondition);
+    assert!(twice.message().contains("already"), "{twice}");
+    let balloon = control(&vm.socket(), async |mut vm| {
+        vm.set_balloon(SetBalloonRequest { bytes: 64 << 20 }).await
+    });
+    let balloon = balloon.unwrap_err();
+    assert!(balloon.message().contains("stays where it is"), "{balloon}");
+    let described = control(&vm.socket(), async |mut vm| {
+        vm.describe(DescribeRequest {}).await
+    });
+    let devices = described.unwrap().devices;
+    let disk = devices.iter().find(|device| device.kind == "vfio-pci");
+    let disk = disk.expect("a device of the host's");
+    assert_eq!(disk.tag, "disk");
+    assert_eq!(disk.counters["pinned_bytes"], 256 << 20, "{disk:?}");
+    assert!(disk.counters["interrupt_vectors"] >= 2, "{disk:?}");
+}
