@@ -104,6 +104,7 @@ async fn run(guest: &Guest, what: What) -> anyhow::Result<u8> {
                 bundle,
                 root_disk: String::new(),
                 disks: Vec::new(),
+                pci_devices: Vec::new(),
                 spec: spec::container(&command, tty).into_bytes(),
                 stdio: Some(Stdio {
                     stdin: true,

@@ -140,6 +140,7 @@ impl Agent {
             bundle: name.into(),
             root_disk: String::new(),
             disks: Vec::new(),
+            pci_devices: Vec::new(),
             spec: serde_json::to_vec(spec).unwrap(),
             stdio: Some(stdio),
         };

@@ -282,6 +282,9 @@ async fn start_vmm(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    for device in pod.promised() {
+        command.args(["--device", device.as_str()]);
+    }
     let mut taps = Vec::new();
     for card in cards {
         let first = INHERITED_FD as usize + taps.len();

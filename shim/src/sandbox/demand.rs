@@ -1,9 +1,9 @@
 //! What a pod asks of this machine: by its annotations, and by the limits of the containers that it has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::memory_size::MemorySize;
-use crate::spec::{Annotations, Restricted};
+use crate::spec::{Annotations, HostDevice, Restricted};
 
 use super::shape::Shape;
 use super::size::{Bounds, Limits, Size, SizeError};
@@ -14,6 +14,8 @@ use super::{Pod, lock};
 pub(super) struct Demand {
     annotations: Annotations,
     containers: BTreeMap<String, Limits>,
+    /// The host's devices that they are given.
+    devices: BTreeMap<String, Vec<HostDevice>>,
 }
 
 impl Demand {
@@ -55,9 +57,22 @@ impl Pod {
         fits.map(drop)
     }
 
-    /// Container `id` needs no room any more.
+    /// Container `id` is to have these devices of the host's.
+    pub fn promise(&self, id: &str, devices: Vec<HostDevice>) {
+        lock(&self.demand).devices.insert(id.to_owned(), devices);
+    }
+
+    /// The host's devices that the pod's containers are to have, each once.
+    pub(super) fn promised(&self) -> BTreeSet<HostDevice> {
+        let demand = lock(&self.demand);
+        demand.devices.values().flatten().cloned().collect()
+    }
+
+    /// Container `id` needs no room any more, and no devices.
     pub fn dismiss(&self, id: &str) {
-        lock(&self.demand).containers.remove(id);
+        let mut demand = lock(&self.demand);
+        demand.containers.remove(id);
+        demand.devices.remove(id);
     }
 
     /// Which annotations a pod may use here that reach further than its size.

@@ -14,6 +14,7 @@
 mod boot;
 mod control;
 mod demand;
+mod devices;
 mod disks;
 mod forward;
 mod keep;

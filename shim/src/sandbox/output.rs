@@ -45,7 +45,9 @@ impl Lines {
     fn close(&mut self) {
         let line = crate::codes::one_line(&String::from_utf8_lossy(&self.open));
         self.open.clear();
-        if let Some(own) = line.strip_prefix("orlop: ") {
+        // A warning is no end.
+        let own = line.strip_prefix("orlop: ");
+        if let Some(own) = own.filter(|own| !own.starts_with("warn: ")) {
             self.last_own = own.to_owned();
         }
         if !line.is_empty() {
@@ -95,7 +97,7 @@ impl Output {
         Some(lines.last.clone()).filter(|line| !line.is_empty())
     }
 
-    /// The last line that begins with `orlop: `, without that: the error of the VMM.
+    /// The last line that begins with `orlop: ` and is no warning, without that: the error of the VMM.
     pub fn last_error(&self) -> Option<String> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         Some(lines.last_own.clone()).filter(|line| !line.is_empty())
@@ -117,7 +119,9 @@ mod tests {
             let mut writer = writer;
             writer.write_all(&vec![b'x'; 3 << 20]).unwrap();
             writer
-                .write_all(b"\norlop: no kernel at /x\nsomething else\r\n\n")
+                .write_all(
+                    b"\norlop: no kernel at /x\norlop: warn: what of it\nsomething else\r\n\n",
+                )
                 .unwrap();
         });
         writing.await.unwrap();

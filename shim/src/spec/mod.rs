@@ -10,6 +10,7 @@ mod devices;
 mod linux;
 mod mounts;
 mod network;
+mod passthrough;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use crate::network::HOST_NETWORK;
 pub use annotations::{Annotations, PodName, Restricted};
 pub use devices::{DeviceId, HostDisk};
 pub use network::Network;
+pub use passthrough::{HostDevice, of as host_devices};
 
 /// Where the agent has the file system that stands for the pod's shared memory.
 const GUEST_SHM: &str = "/run/orlop/shm";
@@ -42,6 +44,11 @@ pub enum SpecError {
     /// A bind mount has no source.
     #[error("the bind mount on {} has no source", .0.display())]
     NoSource(PathBuf),
+    /// It asks for a device of the host's that there is not.
+    #[error(
+        "the spec has the device {}, behind which this host has no PCI device: the device plugin or the CDI file that names it is out of date", .0.display()
+    )]
+    NoHostDevice(PathBuf),
     /// It has no process.
     #[error("the spec has no process")]
     NoProcess,

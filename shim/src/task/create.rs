@@ -25,7 +25,7 @@ use crate::logging::phase;
 use crate::mounts::MountRequest;
 use crate::network::Namespace;
 use crate::sandbox::{Limits, PodError, Share, ShareError, Vm};
-use crate::spec::{self, Annotations, GuestSpec, Network, PodSpec};
+use crate::spec::{self, Annotations, GuestSpec, HostDevice, Network, PodSpec};
 
 /// How long each step of taking a container out of the guest may take.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -110,16 +110,19 @@ impl Tasks {
         let id = request.id.as_str();
         let guest = spec::adapt(spec, id, &self.pod.spec())
             .map_err(|error| Failure::invalid(error.to_string()))?;
+        let devices =
+            spec::host_devices(spec).map_err(|error| Failure::invalid(error.to_string()))?;
         let rootfs = rootfs(request, bundle, spec)?;
         let linux = spec.linux().as_ref();
         let limits = Limits::of(linux.and_then(|linux| linux.resources().as_ref()));
         let admitted = self.pod.admit(id, limits);
         admitted.map_err(|error| Failure::invalid(error.to_string()))?;
+        self.pod.promise(id, devices.clone());
         if let Err(failure) = self.share_files(id, rootfs, &guest).await {
             self.pod.dismiss(id);
             return Err(failure);
         }
-        let made = self.boot_and_make(request, &guest).await;
+        let made = self.boot_and_make(request, &guest, &devices).await;
         match made {
             Ok(vm) => {
                 let container = Container::in_vm(id, bundle.into(), stdio(request), vm);
@@ -161,6 +164,7 @@ impl Tasks {
         self: &Arc<Self>,
         request: &CreateTaskRequest,
         guest: &GuestSpec,
+        devices: &[HostDevice],
     ) -> Outcome<Arc<Vm>> {
         let id = request.id.as_str();
         let lease = self.pod.vm().await.map_err(|error| match error {
@@ -174,7 +178,7 @@ impl Tasks {
         } else {
             self.pod.grow(&lease.vm).await?;
         }
-        match self.make(request, guest, &lease.vm).await {
+        match self.make(request, guest, devices, &lease.vm).await {
             Ok(()) => Ok(lease.vm),
             Err(failure) => {
                 lease.vm.take_disks(id).await;
@@ -183,13 +187,20 @@ impl Tasks {
         }
     }
 
-    async fn make(&self, request: &CreateTaskRequest, guest: &GuestSpec, vm: &Vm) -> Outcome<()> {
+    async fn make(
+        &self,
+        request: &CreateTaskRequest,
+        guest: &GuestSpec,
+        devices: &[HostDevice],
+        vm: &Vm,
+    ) -> Outcome<()> {
         let id = request.id.as_str();
         let create = CreateRequest {
             container: id.to_owned(),
             bundle: id.to_owned(),
             root_disk: String::new(),
             disks: vm.give_disks(id, &guest.disks).await?,
+            pci_devices: self.pod.places(vm, devices).await?,
             spec: guest
                 .to_json()
                 .map_err(|error| Failure::internal(error.to_string()))?,

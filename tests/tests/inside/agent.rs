@@ -106,6 +106,7 @@ impl AgentVm {
             stdio: Some(OUTPUT),
             root_disk: DISK.into(),
             disks: Vec::new(),
+            pci_devices: Vec::new(),
         };
         let made = self.call(async |mut agent| agent.create(request).await)?;
         Ok(made.pid)

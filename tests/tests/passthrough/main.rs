@@ -10,6 +10,7 @@ mod guest;
 mod hostile;
 mod lives;
 mod pci;
+mod pods;
 mod refusals;
 
 use std::fs;

@@ -32,7 +32,9 @@ fn what_cannot_be_given_away_is_told_with_what_to_do() {
     pci::give(second, Some("vfio-pci"));
     let console = format!("file={}", guest.path("console").display());
     let device = format!("--device={DISK}");
-    let running = guest.start(&["--console", &console, &device]);
+    let socket = guest.path("control");
+    let socket = ["--api-socket", socket.to_str().unwrap()];
+    let running = guest.start(&["--console", &console, socket[0], socket[1], &device]);
     super::guest::until("the first VM has it", || {
         std::fs::read_to_string(guest.path("console")).is_ok()
             && pci::group_is_open(DISK, running.id())

@@ -17,7 +17,7 @@ use orlop_proto::agent::v1::{
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
 
-use crate::container::{Containers, Creation, Root};
+use crate::container::{Address, Containers, Creation, Root};
 use crate::error::{Error, Result};
 use crate::ids::{Id, ProcessId};
 use crate::network;
@@ -81,6 +81,7 @@ impl Agent for AgentService {
             root: Root::parse(&request.bundle, &request.root_disk)?,
             spec: request.spec,
             disks: request.disks,
+            devices: Address::parse_all(&request.pci_devices)?,
             stdio: request.stdio.unwrap_or_default(),
         };
         let containers = self.containers.clone();

@@ -4,6 +4,7 @@
 //! is what can be done with it then. Everything that changes a container goes through [`Containers`].
 
 mod control;
+mod devices;
 mod disks;
 mod launch;
 mod places;
@@ -22,6 +23,7 @@ use orlop_proto::agent::v1::{DiskDevice, Stdio};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 
+pub use self::devices::Address;
 use self::launch::{Launch, launch, write_json};
 pub use self::places::Places;
 pub use self::process::Process;
@@ -90,6 +92,8 @@ pub struct Creation {
     pub spec: Vec<u8>,
     /// The disks that its block devices are.
     pub disks: Vec<DiskDevice>,
+    /// Devices of the host's whose nodes it gets.
+    pub devices: Vec<Address>,
     /// The streams that its process gets.
     pub stdio: Stdio,
 }
@@ -121,6 +125,7 @@ impl Containers {
         let mut guest = spec::adapt(&creation.spec, &rootfs, &cgroup.spec_path())?;
         disks::give(&mut guest.spec, &creation.disks).await?;
         self.reserve(&creation.id)?;
+        devices::add(&mut guest.spec, &creation.devices).await;
         let made = self.make(&creation, &guest, &cgroup).await;
         let mut known = self.known();
         match made {

@@ -174,6 +174,7 @@ async fn attend(
         stdio: Some(session.stdio()),
         root_disk: DISK.into(),
         disks: Vec::new(),
+        pci_devices: Vec::new(),
     };
     let status = match agent.create(create).await {
         Ok(_) => session.attend(agent.clone(), news).await,
