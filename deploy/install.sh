@@ -180,7 +180,7 @@ install() {
     must mkdir -p "$new/bin" "$new/share"
     for name in VERSION SHA256SUMS $files; do must cp "$here/$name" "$new/$name"; done
     must chmod 755 "$new/install.sh" "$new"/bin/*
-    for program in orlop virtiofsd; do must "$new/bin/$program" --version; done
+    for program in orlop orlop-node virtiofsd; do must "$new/bin/$program" --version; done
     must sync
     must mv "$new" "$base/$version"
   fi
@@ -244,7 +244,7 @@ done
 here=$(cd "$(dirname "$0")" && pwd -P)
 base=$root/opt/orlop config=$root/etc/orlop/config.toml links=$root/usr/local/bin new=$root/opt/orlop/.new.$$
 programs="orlop containerd-shim-orlop-v2"
-files="install.sh bin/orlop bin/containerd-shim-orlop-v2 bin/virtiofsd share/vmlinux share/initramfs.cpio share/config.toml"
+files="install.sh bin/orlop bin/orlop-node bin/containerd-shim-orlop-v2 bin/virtiofsd share/vmlinux share/initramfs.cpio share/config.toml"
 if [ -z "$dry" ]; then
   [ "$(id -u)" = 0 ] || die "this is for root: try sudo $0"
   must mkdir -p "$root/opt"

@@ -76,6 +76,7 @@ pub fn members(programs: &Path, virtiofsd: &Path, kernel: &Path, initramfs: &Pat
         member("LICENSE", FILE, source.join("LICENSE")),
         member(shim, PROGRAM, programs.join("containerd-shim-orlop-v2")),
         member("bin/orlop", PROGRAM, programs.join("orlop")),
+        member("bin/orlop-node", PROGRAM, programs.join("orlop-node")),
         member("bin/virtiofsd", PROGRAM, virtiofsd.to_owned()),
         member("install.sh", PROGRAM, source.join("deploy/install.sh")),
         member("share/config.toml", FILE, source.join("deploy/config.toml")),
@@ -169,7 +170,12 @@ mod tests {
     fn the_same_files_make_the_same_archive_which_is_what_it_says() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        for program in ["orlop", "containerd-shim-orlop-v2", "virtiofsd"] {
+        for program in [
+            "orlop",
+            "orlop-node",
+            "containerd-shim-orlop-v2",
+            "virtiofsd",
+        ] {
             fs::write(at(program), program).unwrap();
         }
         fs::write(at("kernel"), vec![7; 1 << 20]).unwrap();

@@ -58,6 +58,7 @@ fn versions_are_those_of_the_release() {
             "installer/kustomization.yaml",
             format!("newTag: {version}\n"),
         ),
+        ("devices/kustomization.yaml", format!("newTag: {version}\n")),
         ("helm/orlop/Chart.yaml", format!("\nversion: {version}\n")),
         ("helm/orlop/Chart.yaml", format!("appVersion: {version}\n")),
     ] {

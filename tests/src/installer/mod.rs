@@ -122,6 +122,7 @@ impl Node {
         let parts = self.directory.path().join(format!("parts-{version}"));
         fs::create_dir(&parts).unwrap();
         fs::write(parts.join("orlop"), "#!/bin/sh\necho orlop\n").unwrap();
+        fs::write(parts.join("orlop-node"), "#!/bin/sh\necho orlop-node\n").unwrap();
         fs::write(parts.join("virtiofsd"), "#!/bin/sh\necho virtiofsd\n").unwrap();
         // A program, so that a process is seen to run from here.
         let shell = fs::canonicalize("/bin/sh").unwrap();

@@ -33,18 +33,18 @@ pub fn programs_directory() -> PathBuf {
     target().join(TARGET).join("release")
 }
 
-/// Builds the workspace's programs: the VMM, the shim, the agent, the image builder. They are linked statically: the agent because its
+/// Builds the workspace's programs: the VMM, the shim, the device plugin, the agent, the image builder. They are linked statically: the agent because its
 /// guest has no libraries, the others because a program without a dynamic loader starts sooner and has less memory to itself.
 ///
 /// # Errors
 /// When they do not compile.
 pub fn programs() -> Result<()> {
-    step("building orlop, containerd-shim-orlop-v2, orlop-agent and orlop-image");
+    step("building orlop, containerd-shim-orlop-v2, orlop-node, orlop-agent and orlop-image");
     let mut command = cargo_command();
     command
         .args(["build", "--release", "--bins", "--target", TARGET])
         .args(["--package=orlop-vmm", "--package=orlop-shim"])
-        .arg("--package=orlop-guest-images")
+        .args(["--package=orlop-node", "--package=orlop-guest-images"])
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
     run(command)
 }
