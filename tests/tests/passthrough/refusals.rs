@@ -51,6 +51,7 @@ fn what_cannot_be_given_away_is_told_with_what_to_do() {
     );
     kill(Pid::from_raw(running.id().cast_signed()), Signal::SIGKILL).unwrap();
     assert_eq!(running.wait(LIMIT).unwrap().status, 137);
+    drop(guest);
     for address in [DISK, first, second] {
         pci::release(address);
     }
