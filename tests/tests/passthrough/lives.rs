@@ -61,6 +61,7 @@ fn a_disk_is_its_guests_over_two_lives_and_then_the_hosts() {
          head -c {bytes} /dev/urandom >/ram/data
          dd if=/ram/data of=/dev/nvme0n1 bs=64k count={count} oflag=direct conv=fsync,notrunc 2>/dev/null && echo wrote {part}M
          dd if=/dev/nvme0n1 bs=64k count={count} iflag=direct 2>/dev/null | cmp - /ram/data && echo read it
+         echo rate $(dd if=/dev/nvme0n1 of=/dev/null bs=64k count={count} iflag=direct 2>&1 | tail -n 1)
          echo first life $(sha256sum </ram/data)
          grep nvme0q /proc/interrupts
          echo interrupts $(grep nvme0q /proc/interrupts | awk '{{ for (i = 2; i <= 3; i++) n += $i }} END {{ print n }}')
@@ -81,11 +82,13 @@ fn a_disk_is_its_guests_over_two_lives_and_then_the_hosts() {
     assert!(said.contains("read it\r"), "{said}");
     let queues = said.lines().filter(|line| line.contains("nvme0q")).count();
     assert_eq!(queues, 3, "for orders, and one for each processor: {said}");
+    let rate = vm.says("rate ");
     let (first, second) = (vm.says("first life "), vm.says("second life "));
     assert_eq!(first, second, "{}", vm.said());
     vm.ends(0);
     let disk = HostDisk::take(DISK);
     assert!(first.starts_with(&disk.sum(bytes)), "{first}");
+    println!("in the guest: {rate}; in the host: {}", disk.rate(count));
     disk.works();
     drop(disk);
     stage.leaves_nothing();

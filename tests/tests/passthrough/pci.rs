@@ -99,6 +99,18 @@ impl HostDisk {
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// What is said of reading so many pieces of 64 KiB, as a guest does it.
+    pub fn rate(&self, pieces: u64) -> String {
+        let done = Command::new("/bin/busybox")
+            .args(["dd", "of=/dev/null", "bs=64k", "iflag=direct"])
+            .arg(format!("if={}", self.node.display()))
+            .arg(format!("count={pieces}"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
+        said.lines().last().unwrap_or_default().to_owned()
+    }
+
     /// Whether it works: what is written is read.
     pub fn works(&self) {
         let data: Vec<u8> = (0..1 << 20).map(|at: u32| (at ^ at >> 9) as u8).collect();
