@@ -46,7 +46,7 @@ const ONE_BY_ONE: [&str; 2] = ["--test-threads=1", "--nocapture"];
 const CLUSTER: &str = "kubernetes";
 
 /// The programs whose stories are told when all are asked for, or these by their names: a machine that emulates everything takes long for them.
-const LONG: &[&str] = &[CLUSTER, "balloon", "iperf", "resize", SOAK];
+const LONG: &[&str] = &[CLUSTER, "balloon", "iperf", "passthrough", "resize", SOAK];
 
 /// How stories are told.
 #[derive(Debug, Clone)]
