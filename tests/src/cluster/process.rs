@@ -110,16 +110,21 @@ impl Process {
         bail!("{} does not end; its log says:\n{}", self.name, self.log())
     }
 
+    /// Whether it has ended.
+    pub(super) fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Asks it to end, and kills it if it does not.
     pub(super) fn end(&mut self) {
         let end = Instant::now() + END_LIMIT;
         // Once it has been waited for, its number may be another's.
-        if matches!(self.child.try_wait(), Ok(None)) {
+        if !self.has_ended() {
             let id = Pid::from_raw(self.child.id().cast_signed());
             let _ = kill(id, Signal::SIGTERM);
         }
         while Instant::now() < end {
-            if !matches!(self.child.try_wait(), Ok(None)) {
+            if self.has_ended() {
                 return;
             }
             thread::sleep(Duration::from_millis(20));

@@ -61,10 +61,26 @@ pub fn run(files: &Files) -> Result<ExitCode> {
     step("starting kubelet and kube-proxy");
     let start_kubelet = || Process::start("kubelet", kubelet(programs, files, &node)?, files);
     let mut kubelet = start_kubelet()?;
-    let _proxy = Process::start("kube-proxy", proxy(programs, files), files)?;
+    let start_proxy = || Process::start("kube-proxy", proxy(programs, files), files);
+    let mut proxy = start_proxy()?;
     let places = [node.orlop_state()];
     let before = Holdings::now(&places);
-    while let Some(order) = kubelet.wait_until(LIFE, || next(files))? {
+    loop {
+        let next = kubelet.wait_until(LIFE, || {
+            // It ends by itself when it learns the node's address, which it does not know before the kubelet has told.
+            proxy
+                .has_ended()
+                .then_some(Next::Proxy)
+                .or_else(|| next(files))
+        })?;
+        let order = match next {
+            Next::End => break,
+            Next::Proxy => {
+                proxy = start_proxy()?;
+                continue;
+            }
+            Next::Order(order) => order,
+        };
         match order {
             Order::RestartKubelet => {
                 kubelet.end();
@@ -83,13 +99,20 @@ pub fn run(files: &Files) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the node is to do next: nothing more, or an order.
-fn next(files: &Files) -> Option<Option<Order>> {
+/// What the node is to do next.
+enum Next {
+    End,
+    Order(Order),
+    /// Start kube-proxy again.
+    Proxy,
+}
+
+fn next(files: &Files) -> Option<Next> {
     if files.stop().exists() {
-        return Some(None);
+        return Some(Next::End);
     }
     let mut orders = Order::OF_NODE.into_iter();
-    orders.find(|order| order.is_given(files)).map(Some)
+    orders.find(|order| order.is_given(files)).map(Next::Order)
 }
 
 /// What is left of pods when the kubelet has had its time: it ends a pod that the cluster has forgotten already, and tidies up now and then.
