@@ -12,6 +12,9 @@ const SHARING: usize = 4;
 /// The program whose stories give devices of the host's to guests, on a machine that has such.
 const PASSTHROUGH: &str = "passthrough";
 
+/// The program whose stories run the tests of others, which take an hour.
+pub(crate) const CONFORMANCE: &str = "conformance";
+
 /// Programs whose stories are told in one machine, one program after another: a machine takes a while to start.
 pub(crate) struct Group<'o> {
     pub(crate) programs: Vec<PathBuf>,
@@ -24,7 +27,16 @@ pub(crate) struct Group<'o> {
 impl Group<'_> {
     /// Whether its machine has devices that can be given to guests. No other program's has: that would be another host.
     pub(crate) fn has_devices(&self) -> bool {
-        self.programs.iter().any(|it| name_of(it) == PASSTHROUGH)
+        self.has(PASSTHROUGH)
+    }
+
+    /// Whether it is those who test a runtime for long. Nobody else is with them.
+    pub(crate) fn is_conformance(&self) -> bool {
+        self.has(CONFORMANCE)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.programs.iter().any(|it| name_of(it) == name)
     }
 }
 
@@ -40,8 +52,8 @@ impl<'o> Groups<'o> {
             group.only == only
                 && group.programs.len() < SHARING
                 && group.stories.is_disjoint(&stories)
-                && !group.has_devices()
-                && name_of(&program) != PASSTHROUGH
+                && !(group.has_devices() || group.is_conformance())
+                && ![PASSTHROUGH, CONFORMANCE].contains(&&*name_of(&program))
         };
         match self.0.last_mut().filter(fits) {
             Some(group) => {

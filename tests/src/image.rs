@@ -16,7 +16,7 @@ pub const PAUSE: &str = "localhost/orlop-pause:1";
 pub const EMPTY: &str = "localhost/orlop-empty:1";
 
 /// Where Debian's busybox-static installs it.
-const BUSYBOX_PROGRAM: &str = "/bin/busybox";
+pub(crate) const BUSYBOX_PROGRAM: &str = "/bin/busybox";
 
 /// The commands of the busybox image. Not all that busybox has: each link costs a virtual host time when it is unpacked.
 const COMMANDS: &[&str] = &[
@@ -94,26 +94,31 @@ pub fn archive() -> Result<Vec<u8>> {
         .with_context(|| format!("no {BUSYBOX_PROGRAM}; install Debian's busybox-static"))?;
     let pause = ["/bin/busybox", "sleep", "2147483647"];
     pack(&[
-        (BUSYBOX, busybox_layer(&busybox)?, &["sh"]),
-        (PAUSE, pause_layer(&busybox)?, &pause),
-        (EMPTY, Layer::default().finish()?, &["sh"]),
+        Image::new(
+            BUSYBOX,
+            busybox_layer(&busybox, COMMANDS)?.finish()?,
+            &["sh"],
+        ),
+        Image::new(PAUSE, pause_layer(&busybox)?, &pause),
+        Image::new(EMPTY, Layer::default().finish()?, &["sh"]),
     ])
 }
 
-fn busybox_layer(busybox: &[u8]) -> Result<Vec<u8>> {
+/// Debian's busybox with links for `commands`, and the files that say who there is.
+pub(crate) fn busybox_layer(busybox: &[u8], commands: &[&str]) -> Result<Layer> {
     let mut layer = Layer::default();
     for directory in ["bin", "dev", "etc", "proc", "root", "sys"] {
         layer.directory(directory, 0o755)?;
     }
     layer.directory("tmp", 0o1777)?;
     layer.file("bin/busybox", busybox, 0o755)?;
-    for applet in COMMANDS {
+    for applet in commands {
         layer.link(&format!("bin/{applet}"), "busybox")?;
     }
     let users = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
     layer.file("etc/passwd", users.as_bytes(), 0o644)?;
     layer.file("etc/group", b"root:x:0:\nnogroup:x:65534:\n", 0o644)?;
-    layer.finish()
+    Ok(layer)
 }
 
 fn pause_layer(busybox: &[u8]) -> Result<Vec<u8>> {
@@ -123,8 +128,30 @@ fn pause_layer(busybox: &[u8]) -> Result<Vec<u8>> {
     layer.finish()
 }
 
+/// An image of one layer.
+pub(crate) struct Image<'i> {
+    /// What it is called; several names for the same.
+    pub(crate) names: Vec<&'i str>,
+    pub(crate) layer: Vec<u8>,
+    pub(crate) command: &'i [&'i str],
+    /// Whose process its command is: nothing for root.
+    pub(crate) user: &'i str,
+}
+
+impl<'i> Image<'i> {
+    /// One whose command is root's.
+    pub(crate) fn new(name: &'i str, layer: Vec<u8>, command: &'i [&'i str]) -> Self {
+        Self {
+            names: vec![name],
+            layer,
+            command,
+            user: "",
+        }
+    }
+}
+
 /// One layer of an image: a tar archive.
-struct Layer(Builder<Vec<u8>>);
+pub(crate) struct Layer(Builder<Vec<u8>>);
 
 impl Default for Layer {
     fn default() -> Self {
@@ -133,22 +160,22 @@ impl Default for Layer {
 }
 
 impl Layer {
-    fn directory(&mut self, path: &str, mode: u32) -> io::Result<()> {
+    pub(crate) fn directory(&mut self, path: &str, mode: u32) -> io::Result<()> {
         let mut header = header(EntryType::Directory, 0, mode);
         self.0.append_data(&mut header, path, io::empty())
     }
 
-    fn file(&mut self, path: &str, content: &[u8], mode: u32) -> io::Result<()> {
+    pub(crate) fn file(&mut self, path: &str, content: &[u8], mode: u32) -> io::Result<()> {
         let mut header = header(EntryType::Regular, content.len(), mode);
         self.0.append_data(&mut header, path, content)
     }
 
-    fn link(&mut self, path: &str, target: &str) -> io::Result<()> {
+    pub(crate) fn link(&mut self, path: &str, target: &str) -> io::Result<()> {
         let mut header = header(EntryType::Symlink, 0, 0o777);
         self.0.append_link(&mut header, path, target)
     }
 
-    fn finish(self) -> Result<Vec<u8>> {
+    pub(crate) fn finish(self) -> Result<Vec<u8>> {
         Ok(self.0.into_inner()?)
     }
 }
@@ -161,19 +188,20 @@ fn header(kind: EntryType, size: usize, mode: u32) -> Header {
     header
 }
 
-/// Packs images of a name, one layer and a command each as an archive that `ctr images import` understands.
-fn pack(images: &[(&str, Vec<u8>, &[&str])]) -> Result<Vec<u8>> {
+/// Packs images as an archive that `ctr images import` understands.
+pub(crate) fn pack(images: &[Image]) -> Result<Vec<u8>> {
     let mut archive = Layer::default();
     let mut manifest = Vec::new();
-    for (name, layer, command) in images {
-        let layer_digest = digest(layer);
+    for image in images {
+        let layer_digest = digest(&image.layer);
         let configuration = json!({
             "architecture": "amd64",
             "os": "linux",
             "created": "1970-01-01T00:00:00Z",
             "config": {
                 "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-                "Cmd": command,
+                "Cmd": image.command,
+                "User": image.user,
                 "WorkingDir": "/",
             },
             "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer_digest}")] },
@@ -183,10 +211,10 @@ fn pack(images: &[(&str, Vec<u8>, &[&str])]) -> Result<Vec<u8>> {
         let configuration_name = format!("{}.json", digest(configuration.as_bytes()));
         let layer_name = format!("{layer_digest}/layer.tar");
         archive.file(&configuration_name, configuration.as_bytes(), 0o644)?;
-        archive.file(&layer_name, layer, 0o644)?;
+        archive.file(&layer_name, &image.layer, 0o644)?;
         manifest.push(json!({
             "Config": configuration_name,
-            "RepoTags": [name],
+            "RepoTags": image.names,
             "Layers": [layer_name],
         }));
     }
@@ -208,7 +236,7 @@ mod tests {
 
     #[test]
     fn an_image_names_its_layer_by_what_is_in_it() {
-        let bytes = pack(&[("localhost/x:1", b"layer".to_vec(), &["sh"])]).unwrap();
+        let bytes = pack(&[Image::new("localhost/x:1", b"layer".to_vec(), &["sh"])]).unwrap();
         let mut names: Vec<_> = tar::Archive::new(bytes.as_slice())
             .entries()
             .unwrap()

@@ -15,6 +15,7 @@
 pub mod bench;
 pub mod cache;
 pub mod cluster;
+pub mod conformance;
 pub mod containerd;
 pub mod cpio;
 pub mod demo;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use orlop_testbed::bench::Subject;
+use orlop_testbed::containerd::Version;
 use orlop_testbed::stories::Telling;
 use orlop_testbed::{bench, cluster, demo, host, package, progress, setup, stories};
 
@@ -83,6 +84,9 @@ enum What {
         /// Tell those as well that take long, and those of a Kubernetes cluster, which is built first; by name they are told in any case
         #[arg(long)]
         all: bool,
+        /// The containerd that the stories have, but for those of a Kubernetes cluster; another than Debian's own is built first
+        #[arg(long, value_enum, value_name = "VERSION", default_value_t)]
+        containerd: Version,
     },
     /// Have everything happen to a VM at random while it works, and see whether anything is lost or grows
     Soak {
@@ -152,13 +156,18 @@ fn main() -> ExitCode {
             runs,
             only,
         } => bench::run(subject, runs, &only),
-        What::Test { only, full, all } => {
+        What::Test {
+            only,
+            full,
+            all,
+            containerd,
+        } => {
             let telling = if full {
                 Telling::full()
             } else {
                 Telling::default()
             };
-            stories::test(&only, &telling.of_all(all))
+            stories::test(&only, &telling.of_all(all).with(containerd))
         }
         What::Soak { minutes, seed } => stories::soak(minutes, seed),
         What::Stories { programs, only } => stories::tell(&programs, &only),

@@ -13,12 +13,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::cache::Cache;
 use crate::cluster::{self, namespaces};
-use crate::containerd::{DIRECTORY_VARIABLE, Node};
-use crate::groups::{Group, Groups, name_of, stories_of};
+use crate::containerd::{DIRECTORY_VARIABLE, Node, RELEASE_VARIABLE, Version};
+use crate::groups::{CONFORMANCE, Group, Groups, name_of, stories_of};
 use crate::host;
 use crate::progress::step;
-use crate::setup::{self, build};
+use crate::setup::{self, build, go};
 use crate::tally::{Count, SKIPPED, Told};
 
 /// A story program's limit in a virtual host: several times what it takes on two slow processors.
@@ -45,14 +46,27 @@ const ONE_BY_ONE: [&str; 2] = ["--test-threads=1", "--nocapture"];
 /// The program whose stories are told in a Kubernetes cluster, which takes long to build and some time to start.
 const CLUSTER: &str = "kubernetes";
 
+/// How many of the usual limits the tests of others may take: each test of a hundred has a pod of its own, first with runc and then with Orlop.
+const CONFORMANCE_LIMIT: u32 = 9;
+
 /// The programs whose stories are told when all are asked for, or these by their names: a machine that emulates everything takes long for them.
-const LONG: &[&str] = &[CLUSTER, "balloon", "iperf", "passthrough", "resize", SOAK];
+const LONG: &[&str] = &[
+    CLUSTER,
+    CONFORMANCE,
+    "balloon",
+    "iperf",
+    "passthrough",
+    "resize",
+    SOAK,
+];
 
 /// How stories are told.
 #[derive(Debug, Clone)]
 pub struct Telling {
     /// Whether those that take long are told too when none are asked for by name.
     all: bool,
+    /// Which containerd they have. A cluster has its own.
+    containerd: Version,
     /// What they look at in their environment.
     variables: Vec<(&'static str, String)>,
     /// How long one program may take in a virtual host.
@@ -65,6 +79,7 @@ impl Default for Telling {
     fn default() -> Self {
         Telling {
             all: false,
+            containerd: Version::default(),
             variables: Vec::new(),
             limit: LIMIT,
             attempts: ATTEMPTS,
@@ -89,6 +104,12 @@ impl Telling {
         Telling { all, ..self }
     }
 
+    /// The same with another containerd.
+    #[must_use]
+    pub fn with(self, containerd: Version) -> Self {
+        Telling { containerd, ..self }
+    }
+
     /// A soak of so many minutes.
     fn soak(minutes: u32, seed: Option<u64>) -> Self {
         let mut variables = vec![(SOAK_MINUTES_VARIABLE, minutes.to_string())];
@@ -96,9 +117,9 @@ impl Telling {
         Telling {
             variables,
             limit: LIMIT + Duration::from_secs(60) * minutes,
-            all: false,
             // A soak that fails has found something, and says with which seed.
             attempts: 1,
+            ..Telling::default()
         }
     }
 }
@@ -159,6 +180,9 @@ pub fn test(only: &[String], telling: &Telling) -> Result<ExitCode> {
                 broken |= !ended_well && count.failed == 0;
             }
         } else if let Some(only) = wanted(&program, only)? {
+            if name == CONFORMANCE {
+                go::build(&Cache::open()?, go::CONFORMANCE)?;
+            }
             together.add(program, only)?;
         }
     }
@@ -212,7 +236,17 @@ fn tell_where_kvm_is(group: &Group, telling: &Telling) -> Result<(Count, bool)> 
     let this = env::current_exe()?;
     let names: Vec<_> = group.programs.iter().map(|it| name_of(it)).collect();
     let names = names.join(", ");
-    let limit = telling.limit * u32::try_from(group.programs.len())?;
+    let mut limit = telling.limit * u32::try_from(group.programs.len())?;
+    if group.is_conformance() {
+        limit *= CONFORMANCE_LIMIT;
+    }
+    let containerd = telling.containerd.get()?;
+    // These begin by themselves again what an emulated machine has let fail.
+    let attempts = if group.is_conformance() {
+        1
+    } else {
+        telling.attempts
+    };
     let mut told = Told::default();
     step(format!("starting the machine for {names}"));
     for attempt in 1.. {
@@ -236,6 +270,7 @@ fn tell_where_kvm_is(group: &Group, telling: &Telling) -> Result<(Count, bool)> 
         }
         let variables = telling.variables.iter();
         command.envs(variables.map(|(name, value)| (name, value)));
+        command.env(RELEASE_VARIABLE, containerd.programs());
         command.stdin(Stdio::null());
         let mut count = Count::default();
         let status = read_lines(command, |line| {
@@ -244,8 +279,7 @@ fn tell_where_kvm_is(group: &Group, telling: &Telling) -> Result<(Count, bool)> 
         })?;
         let machine_failed = status.code() == Some(host::EXIT_HOST_FAILED.into());
         let emulated_failure = count.failed > 0 && !host::kvm::is_hardware();
-        let again =
-            machine_failed && attempt < MACHINES || emulated_failure && attempt < telling.attempts;
+        let again = machine_failed && attempt < MACHINES || emulated_failure && attempt < attempts;
         if !again {
             return Ok((told.count(count.failed), status.success()));
         }
@@ -264,6 +298,7 @@ fn tell_where_kvm_is(group: &Group, telling: &Telling) -> Result<(Count, bool)> 
 /// Tells the stories of one program beside a Kubernetes cluster of their own.
 fn tell_in_cluster(program: &Path, only: &[String], telling: &Telling) -> Result<(Count, bool)> {
     cluster::Programs::get()?;
+    cluster::addons::programs()?;
     step(format!("starting the cluster for {}", name_of(program)));
     let mut arguments = vec![OsString::from("in-cluster"), "--".into(), program.into()];
     arguments.extend(ONE_BY_ONE.map(OsString::from));

@@ -64,7 +64,7 @@ fn containerd(node: &Node) -> String {
     let socket = node.socket();
     let socket = socket.display();
     let pause = image::PAUSE;
-    let plugins = node.release.directory.display();
+    let plugins = node.release.plugins.display();
     let large = node.large_config();
     let large = large.display();
     format!(
@@ -89,6 +89,8 @@ disabled_plugins = [
   stream_server_address = "127.0.0.1"
   disable_apparmor = true
   restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{directory}/registries"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{plugins}"
     conf_dir = "{directory}/cni"

@@ -77,7 +77,7 @@ impl Node {
     /// # Errors
     /// When it cannot be run.
     pub fn ctr_start(&self, namespace: &str, arguments: &[&str], input: &[u8]) -> Result<Running> {
-        let mut command = Command::new(&self.release.ctr);
+        let mut command = Command::new(self.release.ctr());
         command.arg("--address").arg(self.socket());
         command.args(["--namespace", namespace]).args(arguments);
         Running::start(command, input)

@@ -1,4 +1,4 @@
-//! A containerd of one's own: Debian's, with its own configuration, state and socket below one directory, and Orlop as a runtime.
+//! A containerd of one's own: Debian's or another, with its own configuration, state and socket below one directory, and Orlop as a runtime.
 //!
 //! [`Node`] is the handle. Whoever makes one with [`Node::start`] owns the daemon; the stories attach to that daemon with
 //! [`Node::attach`], so that all of them share it. [`ctr`] and [`cri`] are the two ways in that users have.
@@ -28,7 +28,8 @@ use crate::image;
 use crate::setup::build;
 pub use config::OrlopConfig;
 pub use network::Network;
-pub use release::Release;
+pub(crate) use release::RELEASE_VARIABLE;
+pub use release::{Release, Version};
 
 /// The runtime of Orlop as `ctr run --runtime` names it.
 pub const RUNTIME: &str = "io.containerd.orlop.v2";
@@ -47,6 +48,7 @@ const DIRECTORIES: &[&str] = &[
     "cni",
     "logs",
     "orlop",
+    "registries",
     "root/io.containerd.grpc.v1.cri/containers",
     "root/io.containerd.grpc.v1.cri/sandboxes",
     "root/io.containerd.runtime.v2.task/default",
@@ -78,13 +80,13 @@ pub struct Daemon {
 }
 
 impl Node {
-    /// Starts Debian's containerd with a network of its own. Its files are below `directory`, which must be on a file system that
+    /// Starts the containerd of the stories with a network of its own. Its files are below `directory`, which must be on a file system that
     /// overlayfs can write to.
     ///
     /// # Errors
     /// When it does not start; the error holds the end of its log.
     pub fn start(directory: &Path) -> Result<(Self, Daemon)> {
-        Self::start_with(directory, Release::debian(), Network::Own)
+        Self::start_with(directory, Release::of_stories(), Network::Own)
     }
 
     /// The same with the containerd and the network that are asked for.
@@ -107,10 +109,7 @@ impl Node {
         fs::create_dir_all("/run/containerd/s")?;
         config::write(&node)?;
         network.make()?;
-        fs::write(
-            directory.join("cni/10-pods.conflist"),
-            network.plugins(&node),
-        )?;
+        fs::write(node.network_file(), network.plugins(&node))?;
         node.write_orlop_config(&node.orlop_config()?)?;
         let mut daemon = Daemon {
             process: node.spawn()?,
@@ -132,7 +131,7 @@ impl Node {
     #[must_use]
     pub fn attach() -> Option<Self> {
         let directory = PathBuf::from(env::var_os(DIRECTORY_VARIABLE)?);
-        let release = Release::debian();
+        let release = Release::of_stories();
         Some(Self { directory, release })
     }
 
@@ -158,6 +157,18 @@ impl Node {
     #[must_use]
     pub fn log(&self) -> PathBuf {
         self.directory.join("containerd.log")
+    }
+
+    /// The configuration of the pods' network.
+    #[must_use]
+    pub fn network_file(&self) -> PathBuf {
+        self.directory.join("cni/10-pods.conflist")
+    }
+
+    /// The directory with what is to be known of registries, each in a directory of its name.
+    #[must_use]
+    pub fn registries(&self) -> PathBuf {
+        self.directory.join("registries")
     }
 
     /// The state directory of Orlop's shims.
@@ -228,10 +239,10 @@ impl Node {
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut search = OsString::from(build::programs_directory());
         search.push(":");
-        search.push(&self.release.directory);
+        search.push(&self.release.programs);
         search.push(":");
         search.push(env::var_os("PATH").unwrap_or_default());
-        let mut command = Command::new(&self.release.containerd);
+        let mut command = Command::new(self.release.containerd());
         command
             .arg("--config")
             .arg(self.directory.join("containerd.toml"))

@@ -30,6 +30,8 @@ pub struct Set {
     pub directory: &'static str,
     /// The module whose version the programs say is theirs, and the packages that hold it, as Kubernetes' own build has it.
     version: Option<(&'static str, &'static [&'static str])>,
+    /// Packages that are tests to be run as programs, which no `tool` line can name.
+    tests: &'static [&'static str],
 }
 
 /// Kubernetes: the control plane with its etcd, and the programs of a node.
@@ -43,6 +45,7 @@ pub const KUBERNETES: Set = Set {
             "k8s.io/client-go/pkg/version",
         ],
     )),
+    tests: &[],
 };
 
 /// What a node has besides: containerd 2, plugins for the pods' network.
@@ -50,6 +53,31 @@ pub const NODE: Set = Set {
     name: "containerd and the network's plugins",
     directory: "node",
     version: None,
+    tests: &[],
+};
+
+/// The last containerd of the 1.x.
+pub const CONTAINERD_1: Set = Set {
+    name: "containerd 1.7",
+    directory: "containerd-1.7",
+    version: None,
+    tests: &[],
+};
+
+/// What most clusters have besides Kubernetes.
+pub const ADDONS: Set = Set {
+    name: "CoreDNS and metrics-server",
+    directory: "addons",
+    version: None,
+    tests: &[],
+};
+
+/// The tests of runtimes that the CRI's authors have written, and a registry to pull from.
+pub const CONFORMANCE: Set = Set {
+    name: "critest and a registry",
+    directory: "conformance",
+    version: None,
+    tests: &["sigs.k8s.io/cri-tools/cmd/critest"],
 };
 
 /// Builds the programs of `set`, if those at hand are not of its `go.mod`. Returns the directory that they are in.
@@ -65,7 +93,7 @@ pub fn build(cache: &Cache, set: Set) -> Result<PathBuf> {
     }
     check_toolchain()?;
     step(format!(
-        "building {} from Go modules, once; Kubernetes takes some 15 minutes of two processors",
+        "building {} from Go modules, once; Kubernetes takes some 15 minutes of two processors, others five",
         set.name
     ));
     let parent = place.parent().context("the cache has no parent")?;
@@ -75,6 +103,9 @@ pub fn build(cache: &Cache, set: Set) -> Result<PathBuf> {
         .tempdir_in(parent)?;
     let flags = linker_flags(set, &pinned)?;
     compile(&source, &flags, work.path())?;
+    for package in set.tests {
+        compile_tests(&source, &flags, package, work.path())?;
+    }
     match fs::rename(work.path(), &place) {
         Ok(()) => {
             // Its place is another one now.
@@ -198,6 +229,21 @@ fn compile(source: &Path, flags: &str, to: &Path) -> Result<()> {
     }
     if !child.wait()?.success() {
         bail!("go build failed:\n{}", last.join("\n"));
+    }
+    Ok(())
+}
+
+/// Compiles a package of tests to a program of the package's name.
+fn compile_tests(source: &Path, flags: &str, package: &str, to: &Path) -> Result<()> {
+    let name = package.rsplit('/').next().unwrap_or(package);
+    let output = go(source)
+        .args(["test", "-c", "-trimpath", "-ldflags", flags, "-o"])
+        .arg(to.join(name))
+        .arg(package)
+        .output()?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("go test -c {package} failed:\n{}", said.trim());
     }
     Ok(())
 }
