@@ -34,7 +34,7 @@ impl Keys {
         }
     }
 
-    /// A file by its name: `ca.crt`, `ca.key`, `server.crt`, `server.key`, `accounts.key`, `accounts.pub`, `tokens`.
+    /// A file by its name: `ca.crt`, `ca.key`, `server.crt`, `server.key`, `aggregator.crt`, `aggregator.key`, `accounts.key`, `accounts.pub`, `tokens`.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
@@ -48,7 +48,7 @@ pub(super) fn make(files: &Files) -> Result<()> {
     let directory = files.keys();
     fs::create_dir(&directory)?;
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
-    for key in ["ca.key", "server.key", "accounts.key"] {
+    for key in ["ca.key", "server.key", "aggregator.key", "accounts.key"] {
         let line = [
             "ecparam",
             "-genkey",
@@ -90,41 +90,31 @@ pub(super) fn make(files: &Files) -> Result<()> {
     let names = format!(
         "subjectAltName=IP:127.0.0.1,IP:{CONTROL_PLANE},IP:{API_SERVICE},DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc"
     );
-    fs::write(directory.join("names"), names)?;
-    openssl(
+    certify(&directory, "server", "/CN=kube-apiserver", &names)?;
+    // Who speaks for users to the servers of further APIs.
+    certify(
         &directory,
-        &[
-            "req",
-            "-new",
-            "-key",
-            "server.key",
-            "-subj",
-            "/CN=kube-apiserver",
-            "-out",
-            "server.csr",
-        ],
-    )?;
-    openssl(
-        &directory,
-        &[
-            "x509",
-            "-req",
-            "-in",
-            "server.csr",
-            "-CA",
-            "ca.crt",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "30",
-            "-extfile",
-            "names",
-            "-out",
-            "server.crt",
-        ],
+        "aggregator",
+        "/CN=aggregator",
+        "extendedKeyUsage=clientAuth",
     )?;
     users(files)
+}
+
+/// Has the authority sign the certificate of a key, with an extension of X.509.
+fn certify(directory: &Path, name: &str, subject: &str, extension: &str) -> Result<()> {
+    let file = |kind: &str| format!("{name}.{kind}");
+    let (key, request, certificate) = (file("key"), file("csr"), file("crt"));
+    let extensions = file("extensions");
+    fs::write(directory.join(&extensions), extension)?;
+    let ask = [
+        "req", "-new", "-subj", subject, "-key", &key, "-out", &request,
+    ];
+    openssl(directory, &ask)?;
+    let by = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"];
+    let with = ["-days", "30", "-extfile", &extensions];
+    let sign = ["x509", "-req", "-in", &request, "-out", &certificate];
+    openssl(directory, &[&sign[..], &by, &with].concat())
 }
 
 /// Gives each user a token and a kubeconfig.

@@ -156,6 +156,12 @@ impl Kubectl {
             .is_ok_and(|done| done.status.success())
     }
 
+    /// Whether another server serves an API.
+    pub(super) fn api_is_available(&self, name: &str) -> bool {
+        let service = self.get(&["apiservice", name]).ok().flatten();
+        service.is_some_and(|service| has_condition(&service, "Available"))
+    }
+
     /// Which of its lives the node has told of last.
     pub(super) fn node_boot(&self) -> Result<String> {
         let node = self.get(&["node", NODE])?.context("there is no node")?;

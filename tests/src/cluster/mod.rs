@@ -7,8 +7,10 @@
 //! - [`network`]: the bridge that control plane, node and pods share;
 //! - [`keys`]: certificates and tokens; [`plane`]: etcd, API server, controllers, scheduler;
 //! - [`worker`]: the node, from inside; [`disk`]: what it keeps; [`orders`]: what is done to it;
+//! - [`addons`]: what most clusters have besides;
 //! - [`Cluster`]: the handle; [`kubectl`]: the way in that users have.
 
+pub mod addons;
 mod disk;
 pub mod keys;
 pub mod kubectl;
@@ -32,6 +34,7 @@ use crate::cache::Cache;
 use crate::host::outcome::shell_status;
 use crate::progress::step;
 use crate::setup::{self, debian, go};
+use addons::Addons;
 use orders::Order;
 use process::Process;
 
@@ -239,6 +242,7 @@ impl Cluster {
 pub fn run(command: &[OsString]) -> Result<ExitCode> {
     setup::everything()?;
     Programs::get()?;
+    addons::programs()?;
     let mut arguments = vec![OsString::from("in-cluster"), "--".into()];
     arguments.extend(command.iter().cloned());
     namespaces::enter(&arguments)
@@ -253,6 +257,7 @@ pub fn run_inside(command: &[OsString]) -> Result<ExitCode> {
     let programs = Programs::get()?;
     let mut cluster = Cluster::start(&programs)?;
     cluster.install()?;
+    let _addons = Addons::start(cluster.files(), cluster.kubectl())?;
     let mut search = OsString::from(&programs.kubernetes);
     for more in [
         programs.node.into_os_string(),

@@ -71,6 +71,11 @@ fn server(programs: &Programs, keys: &Keys) -> Command {
         .args(["--authorization-mode=Node,RBAC", "--allow-privileged=true"])
         .arg("--kubelet-preferred-address-types=InternalIP")
         .arg("--service-account-issuer=https://kubernetes.default.svc")
+        // Other APIs are servers outside of the cluster.
+        .arg("--enable-aggregator-routing=true")
+        .arg("--requestheader-username-headers=X-Remote-User")
+        .arg("--requestheader-group-headers=X-Remote-Group")
+        .arg("--requestheader-extra-headers-prefix=X-Remote-Extra-")
         // An emulated node takes its time to answer.
         .args(["--request-timeout=10m", "--profiling=false"]);
     file(&mut command, "tls-cert-file", &keys.file("server.crt"));
@@ -78,6 +83,21 @@ fn server(programs: &Programs, keys: &Keys) -> Command {
         &mut command,
         "tls-private-key-file",
         &keys.file("server.key"),
+    );
+    file(
+        &mut command,
+        "requestheader-client-ca-file",
+        &keys.file("ca.crt"),
+    );
+    file(
+        &mut command,
+        "proxy-client-cert-file",
+        &keys.file("aggregator.crt"),
+    );
+    file(
+        &mut command,
+        "proxy-client-key-file",
+        &keys.file("aggregator.key"),
     );
     file(&mut command, "token-auth-file", &keys.file("tokens"));
     file(

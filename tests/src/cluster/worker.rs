@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use super::addons::DOMAIN;
 use super::disk;
-use super::network::{self, POD_RANGE, PODS, PREFIX, WORKER, ip};
+use super::network::{self, CONTROL_PLANE, POD_RANGE, PODS, PREFIX, WORKER, ip};
 use super::orders::Order;
 use super::process::Process;
 use super::{Files, NODE, Programs};
@@ -210,6 +211,8 @@ fn kubelet(programs: &Programs, files: &Files, node: &Node) -> Result<Command> {
         "authentication": { "anonymous": { "enabled": true }, "webhook": { "enabled": false } },
         "authorization": { "mode": "AlwaysAllow" },
         "cgroupDriver": "cgroupfs",
+        "clusterDNS": [CONTROL_PLANE],
+        "clusterDomain": DOMAIN,
         "containerRuntimeEndpoint": format!("unix://{}", node.socket().display()),
         "enforceNodeAllocatable": ["pods"],
         "evictionHard": { "memory.available": "64Mi", "nodefs.available": "1%", "imagefs.available": "1%" },

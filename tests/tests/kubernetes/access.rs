@@ -8,7 +8,7 @@ use serde_json::json;
 
 use orlop_testbed::image::BUSYBOX;
 
-use crate::stage::{WAIT, pod, shell, stage};
+use crate::stage::{LIMIT, WAIT, pod, shell, stage};
 
 #[test]
 fn commands_are_executed_with_their_streams_and_their_status() {
@@ -123,6 +123,67 @@ fn a_pod_is_attached_to_and_its_log_is_followed() {
         .unwrap();
     let said = logs.wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&said.stdout), "heard this\n");
+}
+
+#[test]
+fn a_service_is_found_by_its_name() {
+    let Some(stage) = stage() else { return };
+    let serve = format!("mkdir /www; echo named >/www/x; busybox httpd -h /www -p 80; {WAIT}");
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "named" },
+        "spec": { "selector": { "app": "named" }, "ports": [{ "port": 80 }] },
+    });
+    stage.apply(&[
+        pod("named", json!([shell("main", &serve)]), json!({})),
+        service,
+        pod("asks", json!([shell("main", WAIT)]), json!({})),
+    ]);
+    stage.wait_until_ready("named");
+    stage.wait_until_ready("asks");
+    let resolver = stage.inside("asks", "cat /etc/resolv.conf");
+    assert!(resolver.contains("svc.cluster.local"), "{resolver}");
+    // By the name as the pod's own namespace has it, and by all of it. The rules of the service come a moment after the pod is ready.
+    let whole = format!("named.{}.svc.cluster.local", stage.namespace());
+    for name in ["named", &whole] {
+        let ask = format!(
+            "for n in 1 2 3 4 5 6 7 8 9; do wget -q -O - http://{name}/x && break; sleep 1; done"
+        );
+        assert_eq!(stage.inside("asks", &ask), "named\n");
+    }
+    let unknown = stage.inside("asks", "wget -q -O - http://nobody/x 2>&1 || true");
+    assert!(unknown.contains("bad address"), "{unknown}");
+}
+
+#[test]
+fn what_a_pod_uses_is_told_by_kubectl_top() {
+    let Some(stage) = stage() else { return };
+    // 40 MiB in a file system in memory, and a processor that is never idle.
+    let work =
+        format!("dd if=/dev/zero of=/dev/shm/held bs=1M count=40; while :; do :; done & {WAIT}");
+    stage.apply(&[pod("works", json!([shell("main", &work)]), json!({}))]);
+    stage.wait_until_ready("works");
+    let used = stage
+        .kubectl
+        .wait_for("figure of what the pod uses", LIMIT, |kubectl| {
+            let top = kubectl.output(&["top", "pod", "works", "--no-headers"], &[])?;
+            // The first figures come after two looks at the pod; until then it is an error.
+            let said = String::from_utf8_lossy(&top.stdout).into_owned();
+            let figures = figures(&said).filter(|_| top.status.success());
+            Ok(figures.filter(|&(millis, mebibytes)| millis > 100 && mebibytes >= 40))
+        });
+    let (millis, mebibytes) =
+        used.unwrap_or_else(|error| panic!("{error:#}\n{}", stage.story_so_far()));
+    println!("kubectl top: {millis} thousandths of a CPU, {mebibytes} MiB");
+    let node = stage.kubectl.run(&["top", "node", "--no-headers"]).unwrap();
+    assert!(node.starts_with("worker"), "{node}");
+}
+
+/// The thousandths of a CPU and the MiB in a line of `kubectl top pod`: `works  997m  42Mi`.
+fn figures(line: &str) -> Option<(u32, u32)> {
+    let mut words = line.split_whitespace().skip(1);
+    let millis = words.next()?.strip_suffix('m')?.parse().ok()?;
+    let mebibytes = words.next()?.strip_suffix("Mi")?.parse().ok()?;
+    Some((millis, mebibytes))
 }
 
 #[test]

@@ -9,5 +9,6 @@ mod lives;
 mod node;
 mod resources;
 mod stage;
+mod starts;
 mod storage;
 mod workloads;

@@ -44,6 +44,11 @@ pub fn stage() -> Option<Stage> {
 }
 
 impl Stage {
+    /// The namespace's name.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// Makes objects.
     pub fn apply(&self, objects: &[Value]) {
         let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
