@@ -7,6 +7,7 @@ pub mod held;
 pub mod on_terminal;
 pub mod peer;
 pub mod tap;
+pub mod vm;
 
 use std::fs;
 use std::path::{Path, PathBuf};

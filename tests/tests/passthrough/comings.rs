@@ -1,43 +1,25 @@
 //! A device that comes and goes while its guest works with it.
 
-use orlop_proto::vmm::v1::{
-    AddHostDeviceRequest, DescribeRequest, KillRequest, RemoveDeviceRequest, SetBalloonRequest,
-    WaitOperationRequest,
-};
+use orlop_proto::vmm::v1::{AddHostDeviceRequest, DescribeRequest, SetBalloonRequest};
 use orlop_testbed::host::devices::DISK;
 use orlop_testbed::stories::size;
 use tonic::{Code, Status};
 
+use super::guest::control;
 use super::guest::held::Held;
-use super::guest::{LIMIT, control};
+use super::guest::vm::Vm;
 use super::pci::{self, HostDisk};
-use super::{FOR_DISKS, Vm, stage};
+use super::{FOR_DISKS, stage, start};
 
-impl Vm {
-    fn add(&self, address: &str) -> Result<String, Status> {
-        let added = control(&self.socket(), async |mut vm| {
-            vm.add_host_device(AddHostDeviceRequest {
-                address: address.into(),
-                id: "disk".into(),
-            })
-            .await
-        });
-        Ok(added?.address)
-    }
-
-    fn remove(&self, address: &str) {
-        control(&self.socket(), async |mut vm| {
-            let begun = vm
-                .remove_device(RemoveDeviceRequest {
-                    address: address.into(),
-                    timeout_ms: LIMIT.as_millis().try_into().unwrap(),
-                })
-                .await?;
-            let id = begun.into_inner().id;
-            vm.wait_operation(WaitOperationRequest { id }).await
+fn add(vm: &Vm, address: &str) -> Result<String, Status> {
+    let added = control(&vm.socket(), async |mut vm| {
+        vm.add_host_device(AddHostDeviceRequest {
+            address: address.into(),
+            id: "disk".into(),
         })
-        .unwrap();
-    }
+        .await
+    });
+    Ok(added?.address)
 }
 
 #[test]
@@ -51,37 +33,35 @@ fn a_disk_comes_and_goes_many_times_while_its_guest_works_with_it() {
            if [ -b /dev/nvme0n1 ] && dd if=/dev/nvme0n1 of=/dev/null bs=64k count=16 iflag=direct 2>/dev/null; then echo read; else echo nothing; fi
            sleep 0.05
          done";
-    let vm = Vm::start(FOR_DISKS, script, &["--memory", "256M,max=512M"]);
+    let vm = start(FOR_DISKS, script, &["--memory", "256M,max=512M"]);
     vm.says("ready");
     let reads = || vm.said().matches("\nread\r").count();
     let mut before = None;
     for round in 1..=rounds {
-        let address = vm.add(DISK).unwrap();
+        let address = add(&vm, DISK).unwrap();
         let read = reads();
         vm.until("the guest reads", || reads() > read + 1);
         if round == 1 {
             refuses(&vm);
         }
-        vm.remove(&address);
+        vm.remove(&address).unwrap();
         // What the first rounds need for the first time is no growth.
         if round == 3 {
-            before = Some(Held::by_vmm(vm.running.id()));
+            before = Some(Held::by_vmm(vm.id()));
         }
     }
-    let (before, after) = (before.unwrap(), Held::by_vmm(vm.running.id()));
+    let (before, after) = (before.unwrap(), Held::by_vmm(vm.id()));
     println!("after 3 rounds {before:?}, after {rounds} {after:?}");
     assert_eq!(after.threads, before.threads);
     assert_eq!(after.descriptors, before.descriptors);
-    // The answer may be lost with the VM.
-    let _ = control(&vm.socket(), async |mut vm| vm.kill(KillRequest {}).await);
-    vm.ends(137);
+    vm.kill();
     HostDisk::take(DISK).works();
     stage.leaves_nothing();
 }
 
 /// What a VM with a device of the host's cannot have.
 fn refuses(vm: &Vm) {
-    let twice = vm.add(DISK).unwrap_err();
+    let twice = add(vm, DISK).unwrap_err();
     assert_eq!(twice.code(), Code::FailedPrecondition);
     assert!(twice.message().contains("already"), "{twice}");
     let balloon = control(&vm.socket(), async |mut vm| {

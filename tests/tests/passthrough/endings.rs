@@ -5,7 +5,7 @@ use nix::unistd::Pid;
 use orlop_testbed::host::devices::DISK;
 
 use super::pci::{self, HostDisk};
-use super::{FOR_DISKS, Vm, stage};
+use super::{FOR_DISKS, stage, start};
 
 /// Writes to its disk and reads from it without an end; interrupts come by the line, as the kernel's command line has it.
 const WORKS: &str = "until [ -b /dev/nvme0n1 ]; do sleep 0.1; done
@@ -28,12 +28,12 @@ fn a_device_is_the_hosts_again_whenever_its_vmm_is_killed() {
     // By the interrupt line: what is left when messages are not to be.
     let cmdline = cmdline("pci=nomsi");
     let script = format!("{WORKS} while :; do sleep 1; done");
-    let vm = Vm::start(FOR_DISKS, &script, &["--cmdline", &cmdline, &device]);
+    let vm = start(FOR_DISKS, &script, &["--cmdline", &cmdline, &device]);
     let by = vm.says("interrupts by ");
     assert!(by.contains("IO-APIC"), "{by}");
     vm.says("works");
     vm.says("busy");
-    let id = Pid::from_raw(vm.running.id().cast_signed());
+    let id = Pid::from_raw(vm.id().cast_signed());
     kill(id, Signal::SIGKILL).unwrap();
     assert!(!vm.said().contains("io failed"), "{}", vm.said());
     vm.ends(137);
@@ -47,7 +47,7 @@ fn a_device_is_the_hosts_again_when_its_guest_panics() {
     pci::give(DISK, Some("vfio-pci"));
     let device = format!("--device={DISK}");
     let script = format!("load pvpanic_mmio; {WORKS} echo c >/proc/sysrq-trigger");
-    let vm = Vm::start(FOR_DISKS, &script, &[&device]);
+    let vm = start(FOR_DISKS, &script, &[&device]);
     vm.says("busy");
     vm.ends(5);
     HostDisk::take(DISK).works();

@@ -7,7 +7,7 @@ use orlop_testbed::stories::size;
 
 use super::guest::Kernel;
 use super::pci::{self, HostDisk};
-use super::{FOR_DISKS, Vm, stage};
+use super::{FOR_DISKS, stage, start};
 
 /// An address of the host's at the other end of the card's wire, and the guest's.
 const HOST: &str = "10.11.0.1";
@@ -73,7 +73,7 @@ fn a_disk_is_its_guests_over_two_lives_and_then_the_hosts() {
     disk.works();
     disk.give_away();
     let device = format!("--device={DISK}");
-    let vm = Vm::start(FOR_DISKS, &script, &["--cpus=2", &device]);
+    let vm = start(FOR_DISKS, &script, &["--cpus=2", &device]);
     let interrupts = vm.says("interrupts ");
     let taken = pci::interrupts(DISK);
     println!("{interrupts} interrupts in the guest, {taken} taken by the host");
@@ -120,7 +120,7 @@ fn a_card_carries_its_guests_packets_and_functions_of_one_slot_stay_together() {
     let before = peer.packets();
     let devices = given.map(|address| format!("--device={address}"));
     let line: Vec<_> = devices.iter().map(String::as_str).collect();
-    let vm = Vm::start(Kernel::Full, &script, &line);
+    let vm = start(Kernel::Full, &script, &line);
     vm.says("pinged");
     let packets = peer.packets() - before;
     let said = vm.said();
