@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use common::stage;
+use common::{output, stage};
 use orlop_testbed::containerd::HANDLER;
-use orlop_testbed::containerd::cri::{Container, Cri, v1};
+use orlop_testbed::containerd::cri::{Container, v1};
 
 /// A command that goes on until it is told to end, and then ends at once.
 const WAIT: &[&str] = &["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"];
@@ -186,13 +186,5 @@ fn run(program: &str, arguments: &[&str]) -> String {
     let done = Command::new(program).args(arguments).output().unwrap();
     let error = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{program} {arguments:?}: {error}");
-    String::from_utf8(done.stdout).unwrap()
-}
-
-fn output(cri: &Cri, container: &str, script: &str) -> String {
-    let done = cri.exec(container, &["sh", "-c", script]);
-    let done = done.unwrap_or_else(|error| panic!("{script}: {error}"));
-    let error = String::from_utf8_lossy(&done.stderr);
-    assert_eq!(done.exit_code, 0, "{script}: {error}");
     String::from_utf8(done.stdout).unwrap()
 }

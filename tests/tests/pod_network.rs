@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Stage, processes, stage, with_config};
+use common::{Stage, output, processes, stage, with_config};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use orlop_testbed::containerd::cri::{Container, Cri, Pod, v1};
@@ -435,12 +435,5 @@ fn within(namespace: &Path, script: &str) -> String {
         .output()
         .unwrap();
     assert!(done.status.success(), "{script}: {done:?}");
-    String::from_utf8(done.stdout).unwrap()
-}
-
-fn output(cri: &Cri, container: &str, script: &str) -> String {
-    let done = cri.exec(container, &["sh", "-c", script]).unwrap();
-    let error = String::from_utf8_lossy(&done.stderr);
-    assert_eq!(done.exit_code, 0, "{script}: {error}");
     String::from_utf8(done.stdout).unwrap()
 }

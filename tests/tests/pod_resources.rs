@@ -6,7 +6,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{processes, stage, with_config};
+use common::{output, processes, stage, with_config};
 use orlop_testbed::containerd::cri::{Container, Cri, Pod, resources, v1};
 use orlop_testbed::containerd::{HANDLER, LARGE_HANDLER, OrlopConfig};
 use orlop_testbed::setup::build;
@@ -378,12 +378,4 @@ fn memory(cri: &Cri, container: &str, what: &str) -> u64 {
     let text = output(cri, container, &format!("grep ^{what}: /proc/meminfo"));
     let kib: u64 = text.split_whitespace().nth(1).unwrap().parse().unwrap();
     kib >> 10
-}
-
-fn output(cri: &Cri, container: &str, script: &str) -> String {
-    let done = cri.exec(container, &["sh", "-c", script]);
-    let done = done.unwrap_or_else(|error| panic!("{script}: {error}"));
-    let error = String::from_utf8_lossy(&done.stderr);
-    assert_eq!(done.exit_code, 0, "{script}: {error}");
-    String::from_utf8(done.stdout).unwrap()
 }

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Stage, host_kernel, processes, stage};
+use common::{Stage, host_kernel, output, processes, stage};
 use orlop_testbed::containerd::cri::{Container, Cri, Pod};
 use orlop_testbed::containerd::exec::stream;
 use orlop_testbed::stories::size;
@@ -262,13 +262,6 @@ impl Size {
         self.descriptors.len() < before.descriptors.len() + 8
             && self.memory_kib <= before.memory_kib + 24 * 1024
     }
-}
-
-fn output(cri: &Cri, container: &str, script: &str) -> String {
-    let done = cri.exec(container, &["sh", "-c", script]).unwrap();
-    let error = String::from_utf8_lossy(&done.stderr);
-    assert_eq!(done.exit_code, 0, "{script}: {error}");
-    String::from_utf8(done.stdout).unwrap()
 }
 
 /// A pod with one container that waits.

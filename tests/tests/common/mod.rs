@@ -82,6 +82,15 @@ fn places(node: &Node) -> Vec<PathBuf> {
     ]
 }
 
+/// What a shell script prints in a container, where it ends well.
+pub fn output(cri: &Cri, container: &str, script: &str) -> String {
+    let done = cri.exec(container, &["sh", "-c", script]);
+    let done = done.unwrap_or_else(|error| panic!("{script}: {error}"));
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.exit_code, 0, "{script}: {error}");
+    String::from_utf8(done.stdout).unwrap()
+}
+
 /// A name that no other container of this run has.
 pub fn unique(what: &str) -> String {
     let number = NAMES.fetch_add(1, Ordering::Relaxed);
