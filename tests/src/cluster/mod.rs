@@ -31,6 +31,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::cache::Cache;
+use crate::host::kvm;
 use crate::host::outcome::shell_status;
 use crate::progress::step;
 use crate::setup::{self, debian, go};
@@ -285,6 +286,10 @@ fn start_worker(files: &Files) -> Result<Process> {
     let this = std::env::current_exe()?;
     let mut command = Command::new(&this);
     command.args(["host", "--memory", &WORKER_MEMORY_MIB.to_string()]);
+    if !kvm::is_hardware() {
+        // No machine's own devices are given to pods of tests.
+        command.arg("--passthrough");
+    }
     let devices = network::worker_card()
         .into_iter()
         .chain(disk::device(files));

@@ -18,14 +18,18 @@ use super::network::{self, CONTROL_PLANE, POD_RANGE, PODS, PREFIX, WORKER, ip};
 use super::orders::Order;
 use super::process::Process;
 use super::{Files, NODE, Programs};
+use crate::cache::Cache;
 use crate::containerd::network::BRIDGE;
-use crate::containerd::{Network, Node, Release};
+use crate::containerd::{Network, Node, OrlopConfig, Release};
 use crate::host;
 use crate::leaks::{Holdings, Thing};
 use crate::progress::step;
 
 /// What the kubelet keeps on the node's disk.
 const PLACES: &[&str] = &["/var/lib/kubelet", "/var/log/pods", "/var/log/containers"];
+
+/// What a virtual host keeps besides: which of its devices are claimed. Elsewhere that is the machine's own.
+const CLAIMS: &str = "/etc/orlop";
 
 /// How long a node may run; whoever wants one for longer has a real one.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -51,6 +55,10 @@ pub fn run(files: &Files) -> Result<ExitCode> {
     for place in PLACES {
         disk::keep(&disk, place)?;
     }
+    if host::is_virtual() {
+        disk::keep(&disk, CLAIMS)?;
+        load(&["vfio_iommu_type1", "vfio_pci"])?;
+    }
     let directory = disk.join("node");
     for place in ["state", "orlop"] {
         disk::forget(&directory.join(place))?;
@@ -59,6 +67,12 @@ pub fn run(files: &Files) -> Result<ExitCode> {
     step("starting containerd");
     let release = Release::at(&programs.node);
     let (node, mut daemon) = Node::start_with(&directory, release, pod_network()?)?;
+    // Our own kernel has drivers for a VM's own devices only; pods that are given others have Debian's.
+    let config = OrlopConfig {
+        kernel: Cache::open()?.guest_vmlinux(),
+        ..node.orlop_config()?
+    };
+    node.write_orlop_config_to(&node.large_config(), &config)?;
     step("starting kubelet and kube-proxy");
     let start_kubelet = || Process::start("kubelet", kubelet(programs, files, &node)?, files);
     let mut kubelet = start_kubelet()?;

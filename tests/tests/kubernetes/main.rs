@@ -5,6 +5,7 @@
 mod access;
 mod behaviours;
 mod configuration;
+mod devices;
 mod lives;
 mod node;
 mod resources;
