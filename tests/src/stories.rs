@@ -298,7 +298,7 @@ fn tell_where_kvm_is(group: &Group, telling: &Telling) -> Result<(Count, bool)> 
 /// Tells the stories of one program beside a Kubernetes cluster of their own.
 fn tell_in_cluster(program: &Path, only: &[String], telling: &Telling) -> Result<(Count, bool)> {
     cluster::Programs::get()?;
-    cluster::addons::programs()?;
+    cluster::addons::Programs::get()?;
     step(format!("starting the cluster for {}", name_of(program)));
     let mut arguments = vec![OsString::from("in-cluster"), "--".into(), program.into()];
     arguments.extend(ONE_BY_ONE.map(OsString::from));

@@ -10,6 +10,7 @@ use std::time::Duration;
 use common::{processes, stage};
 use guest::{Guest, Kernel, LIMIT, orlop, until};
 use orlop_testbed::containerd::ctr::{Done, Running};
+use orlop_testbed::stories::size;
 use serde_json::Value;
 
 /// A state directory of its own, and the commands that find their VMs there.
@@ -234,18 +235,21 @@ fn a_vm_that_ends_badly_in_the_background_leaves_word_of_it() {
 #[test]
 fn a_pause_of_ten_seconds_is_nothing_to_the_guest() {
     let Some(stage) = stage() else { return };
-    let script = "load virtio_blk; echo 10 >/proc/sys/kernel/watchdog_thresh; echo 1 >/proc/sys/kernel/softlockup_panic; \
+    let bytes = size(4 << 20, 16 << 20);
+    let script = format!(
+        "load virtio_blk; echo 10 >/proc/sys/kernel/watchdog_thresh; echo 1 >/proc/sys/kernel/softlockup_panic; \
                   for round in 1 2 3 4 5 6; do \
-                  head -c 16777216 /dev/urandom >/dev/data || break; \
+                  head -c {bytes} /dev/urandom >/dev/data || break; \
                   dd if=/dev/data of=/dev/vda bs=1M conv=fsync,notrunc 2>/dev/null || echo write failed; \
                   echo 3 >/proc/sys/vm/drop_caches; \
-                  [ $(head -c 16777216 /dev/vda | md5sum | head -c 32) = $(md5sum </dev/data | head -c 32) ] \
+                  [ $(head -c {bytes} /dev/vda | md5sum | head -c 32) = $(md5sum </dev/data | head -c 32) ] \
                   && echo round $round is equal || echo round $round differs; done; \
-                  dmesg | grep -iE 'lockup|stall|I/O error|hung' || echo no complaint; poweroff -f";
-    let guest = Guest::new(Kernel::Vmlinux, script);
+                  dmesg | grep -iE 'lockup|stall|I/O error|hung' || echo no complaint; poweroff -f"
+    );
+    let guest = Guest::new(Kernel::Vmlinux, &script);
     let desk = Desk::of(&guest);
     let (image, console) = (guest.path("image"), guest.path("console"));
-    fs::write(&image, vec![0; 16 << 20]).unwrap();
+    fs::write(&image, vec![0; bytes as usize]).unwrap();
     let mut command = guest.command(&[
         "--detach",
         "--name",

@@ -32,20 +32,34 @@ pub(super) struct Addons {
     _metrics: Process,
 }
 
-/// Finds their programs in the cache, or builds them. Returns the directory that they are in.
-///
-/// # Errors
-/// When they cannot be built.
-pub fn programs() -> Result<PathBuf> {
-    go::build(&Cache::open()?, go::ADDONS)
+/// Where their programs are.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    names: PathBuf,
+    metrics: PathBuf,
+}
+
+impl Programs {
+    /// Finds them in the cache, or builds them.
+    ///
+    /// # Errors
+    /// When they cannot be built.
+    pub fn get() -> Result<Self> {
+        let cache = Cache::open()?;
+        Ok(Self {
+            names: go::build(&cache, go::COREDNS)?.join("coredns"),
+            metrics: go::build(&cache, go::METRICS)?.join("metrics-server"),
+        })
+    }
 }
 
 impl Addons {
     /// Starts them, and has the API server ask for figures where they are.
     pub(super) fn start(files: &Files, kubectl: &Kubectl) -> Result<Self> {
-        let programs = programs()?;
-        let names = Process::start("coredns", names(&programs, files)?, files)?;
-        let mut metrics = Process::start("metrics-server", metrics(&programs, files), files)?;
+        let programs = Programs::get()?;
+        let names = Process::start("coredns", names(&programs.names, files)?, files)?;
+        let mut metrics =
+            Process::start("metrics-server", metrics(&programs.metrics, files), files)?;
         kubectl.apply(&metrics_service().to_string())?;
         metrics.wait_until(LIMIT, || {
             kubectl.api_is_available(METRICS_API).then_some(())
@@ -57,7 +71,7 @@ impl Addons {
     }
 }
 
-fn names(programs: &Path, files: &Files) -> Result<Command> {
+fn names(program: &Path, files: &Files) -> Result<Command> {
     let file = files.root().join("Corefile");
     let kubeconfig = files.kubeconfig("admin");
     let kubeconfig = kubeconfig.display();
@@ -65,13 +79,13 @@ fn names(programs: &Path, files: &Files) -> Result<Command> {
         ".:53 {{\n  bind {CONTROL_PLANE}\n  errors\n  kubernetes {DOMAIN} {{\n    kubeconfig {kubeconfig} testbed\n    ttl 5\n  }}\n}}\n"
     );
     fs::write(&file, config)?;
-    let mut command = Command::new(programs.join("coredns"));
+    let mut command = Command::new(program);
     command.arg("-conf").arg(file);
     Ok(command)
 }
 
-fn metrics(programs: &Path, files: &Files) -> Command {
-    let mut command = Command::new(programs.join("metrics-server"));
+fn metrics(program: &Path, files: &Files) -> Command {
+    let mut command = Command::new(program);
     for flag in [
         "kubeconfig",
         "authentication-kubeconfig",

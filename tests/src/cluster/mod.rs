@@ -243,7 +243,7 @@ impl Cluster {
 pub fn run(command: &[OsString]) -> Result<ExitCode> {
     setup::everything()?;
     Programs::get()?;
-    addons::programs()?;
+    addons::Programs::get()?;
     let mut arguments = vec![OsString::from("in-cluster"), "--".into()];
     arguments.extend(command.iter().cloned());
     namespaces::enter(&arguments)

@@ -64,10 +64,18 @@ pub const CONTAINERD_1: Set = Set {
     tests: &[],
 };
 
-/// What most clusters have besides Kubernetes.
-pub const ADDONS: Set = Set {
-    name: "CoreDNS and metrics-server",
-    directory: "addons",
+/// Names for a cluster's services.
+pub const COREDNS: Set = Set {
+    name: "CoreDNS",
+    directory: "coredns",
+    version: None,
+    tests: &[],
+};
+
+/// Figures of what a cluster's pods use.
+pub const METRICS: Set = Set {
+    name: "metrics-server",
+    directory: "metrics-server",
     version: None,
     tests: &[],
 };
