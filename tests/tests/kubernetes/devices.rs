@@ -1,5 +1,6 @@
 //! A PCI device of the node's, claimed there, is a resource that pods ask for.
 
+use orlop_testbed::cluster::kubectl::Kubectl;
 use orlop_testbed::cluster::orders::Order;
 use orlop_testbed::cluster::{Files, NODE};
 use orlop_testbed::containerd::LARGE_HANDLER;
@@ -101,12 +102,15 @@ fn delete(stage: &Stage, pod: &str) {
 /// Both go with the story.
 struct Plugin<'s> {
     stage: &'s Stage,
+    /// For what is in no story's namespace.
+    kubectl: Kubectl,
     manifest: String,
 }
 
 impl<'s> Plugin<'s> {
     fn install(stage: &'s Stage) -> Self {
-        let manifest = stage.kubectl.run(&["kustomize", "deploy/devices"]).unwrap();
+        let kubectl = Kubectl::attach().unwrap();
+        let manifest = kubectl.run(&["kustomize", "deploy/devices"]).unwrap();
         let image = manifest
             .lines()
             .find_map(|line| line.trim().strip_prefix("image: "))
@@ -119,15 +123,19 @@ impl<'s> Plugin<'s> {
         let namespace = json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE },
         });
-        stage.kubectl.apply(&namespace.to_string()).unwrap();
-        stage.kubectl.apply(&manifest).unwrap();
+        kubectl.apply(&namespace.to_string()).unwrap();
+        kubectl.apply(&manifest).unwrap();
         let mut admin = shell("main", WAIT);
         admin["securityContext"] = json!({ "privileged": true });
         let mut admin = pod("admin", json!([admin]), json!({ "hostPID": true }));
         admin["spec"]["runtimeClassName"] = Value::Null;
         stage.apply(&[admin]);
         stage.wait_until_ready("admin");
-        Self { stage, manifest }
+        Self {
+            stage,
+            kubectl,
+            manifest,
+        }
     }
 
     /// Runs `orlop pci` on the node.
@@ -144,11 +152,11 @@ impl<'s> Plugin<'s> {
 impl Drop for Plugin<'_> {
     fn drop(&mut self) {
         let line = ["delete", "--filename", "-", "--wait"];
-        let gone = self.stage.kubectl.run_with(&line, self.manifest.as_bytes());
+        let gone = self.kubectl.run_with(&line, self.manifest.as_bytes());
         let class = ["delete", "runtimeclass", CLASS, "--ignore-not-found"];
         let rest = ["delete", "namespace", NAMESPACE, "--wait"];
-        let gone = gone.and(self.stage.kubectl.run(&class));
-        if let Err(error) = gone.and(self.stage.kubectl.run(&rest)) {
+        let gone = gone.and(self.kubectl.run(&class));
+        if let Err(error) = gone.and(self.kubectl.run(&rest)) {
             // Not to panic while the story does: what is left is told when the node ends.
             eprintln!("{error:#}");
         }
