@@ -25,6 +25,7 @@ pub mod image;
 #[cfg(test)]
 mod installer;
 pub mod leaks;
+mod own;
 pub mod package;
 pub mod progress;
 pub mod setup;

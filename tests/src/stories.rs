@@ -18,6 +18,7 @@ use crate::cluster::{self, namespaces};
 use crate::containerd::{DIRECTORY_VARIABLE, Node, RELEASE_VARIABLE, Version};
 use crate::groups::{CONFORMANCE, Group, Groups, name_of, stories_of};
 use crate::host;
+use crate::own;
 use crate::progress::step;
 use crate::setup::{self, build, go};
 use crate::tally::{Count, SKIPPED, Told};
@@ -233,7 +234,7 @@ fn wanted<'o>(program: &Path, only: &'o [String]) -> Result<Option<&'o [String]>
 /// told again in another one. In an emulated machine a guest crashes or stops now and then, for a reason that is not known yet; so there,
 /// and only there, a story that failed is told again as well. A line says so each time.
 fn tell_where_kvm_is(group: &Group, telling: &Telling) -> Result<(Count, bool)> {
-    let this = env::current_exe()?;
+    let this = own::program()?;
     let names: Vec<_> = group.programs.iter().map(|it| name_of(it)).collect();
     let names = names.join(", ");
     let mut limit = telling.limit * u32::try_from(group.programs.len())?;

@@ -283,7 +283,7 @@ pub fn run_inside(command: &[OsString]) -> Result<ExitCode> {
 
 /// Starts the node: this program again, where KVM is.
 fn start_worker(files: &Files) -> Result<Process> {
-    let this = std::env::current_exe()?;
+    let this = crate::own::program()?;
     let mut command = Command::new(&this);
     command.args(["host", "--memory", &WORKER_MEMORY_MIB.to_string()]);
     if !kvm::is_hardware() {

@@ -20,7 +20,7 @@ pub fn command(arguments: &[impl AsRef<OsStr>]) -> Result<Command> {
         .args(["--mount", "--net", "--pid", "--uts", "--ipc"])
         .args(["--propagation", "private", "--mount-proc"])
         .args(["--fork", "--kill-child"])
-        .arg(std::env::current_exe()?)
+        .arg(crate::own::program()?)
         .args(arguments);
     // The first process of a namespace, and unshare that waits for it, leave all signals be but one.
     // SAFETY: the call is async-signal-safe, and nothing is allocated.

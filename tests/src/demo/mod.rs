@@ -37,7 +37,7 @@ pub fn run_quick() -> Result<ExitCode> {
     setup::everything()?;
     say_where();
     let command = [
-        std::env::current_exe()?.into_os_string(),
+        crate::own::program()?.into_os_string(),
         "demonstrate".into(),
         "--quick".into(),
     ];

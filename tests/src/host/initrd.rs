@@ -30,7 +30,7 @@ pub fn write(output: &Path, kernel: &Kernel, job: &Job) -> Result<()> {
     let modules = Modules::read(&kernel.modules)?.in_load_order(MODULES)?;
     let busybox = fs::read(BUSYBOX)
         .with_context(|| format!("no {BUSYBOX}; install Debian's busybox-static"))?;
-    let myself = std::env::current_exe().context("where is the testbed's own binary?")?;
+    let myself = crate::own::program()?;
 
     let mut archive = Archive::default();
     for directory in ["bin", "dev", "modules", "proc", "root", "sys"] {
