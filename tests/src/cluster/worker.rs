@@ -34,6 +34,9 @@ const CLAIMS: &str = "/etc/orlop";
 /// How long a node may run; whoever wants one for longer has a real one.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
 
+/// How long a guest may take to boot when many do at once on a node that is emulated, in seconds.
+const BOOT_SECONDS: u32 = 1800;
+
 /// How long the kubelet may take to tidy up.
 const TIDY_LIMIT: Duration = Duration::from_secs(150);
 
@@ -67,10 +70,15 @@ pub fn run(files: &Files) -> Result<ExitCode> {
     step("starting containerd");
     let release = Release::at(&programs.node);
     let (node, mut daemon) = Node::start_with(&directory, release, pod_network()?)?;
+    let config = OrlopConfig {
+        boot_timeout: BOOT_SECONDS,
+        ..node.orlop_config()?
+    };
+    node.write_orlop_config(&config)?;
     // Our own kernel has drivers for a VM's own devices only; pods that are given others have Debian's.
     let config = OrlopConfig {
         kernel: Cache::open()?.guest_vmlinux(),
-        ..node.orlop_config()?
+        ..config
     };
     node.write_orlop_config_to(&node.large_config(), &config)?;
     step("starting kubelet and kube-proxy");
@@ -236,7 +244,7 @@ fn kubelet(programs: &Programs, files: &Files, node: &Node) -> Result<Command> {
         "imageGCLowThresholdPercent": 99,
         "nodeStatusUpdateFrequency": "10s",
         "resolvConf": resolver,
-        "runtimeRequestTimeout": "10m",
+        "runtimeRequestTimeout": "35m",
         "serializeImagePulls": false,
     });
     let file = node.directory().join("kubelet.json");

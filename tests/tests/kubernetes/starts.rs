@@ -11,7 +11,7 @@ use crate::stage::{LIMIT, Stage, WAIT, pod, shell, stage};
 #[test]
 fn many_pods_come_at_once_and_how_long_that_takes_is_told_beside_runc() {
     let Some(stage) = stage() else { return };
-    for count in [1, size(3, 10), size(6, 30)] {
+    for count in [1, size(2, 10), size(4, 30)] {
         let [runc, orlop] = ["runc", "orlop"].map(|runtime| time_of(&stage, count, runtime));
         println!(
             "from apply to ready, {count} pods: {:.1} s with runc, {:.1} s with Orlop",
