@@ -85,7 +85,9 @@ pub(super) fn archive() -> Result<Vec<u8>> {
     let program = fs::read(BUSYBOX_PROGRAM)
         .with_context(|| format!("no {BUSYBOX_PROGRAM}; install Debian's busybox-static"))?;
     let applets = applets()?;
-    let applets: Vec<_> = applets.lines().collect();
+    // It names itself as well, which would be a link to itself.
+    let is_other = |applet: &&str| *applet != "busybox";
+    let applets: Vec<_> = applets.lines().filter(is_other).collect();
     let base = || busybox_layer(&program, &applets);
     // What a name needs of its own to be another image.
     let marked = |mark: &str| {
