@@ -64,6 +64,9 @@ trap 'kill $!; exit 0' TERM QUIT
 wait
 ";
 
+/// Debian's busybox has no `pgrep`. The tests look for programs by their names.
+const PGREP: &str = "#!/bin/sh\nfor id in $(pidof \"$1\"); do echo $id; done\n";
+
 /// A program that says as whom it runs.
 const WHO: &str = r#"
 #include <stdio.h>
@@ -88,7 +91,11 @@ pub(super) fn archive() -> Result<Vec<u8>> {
     // It names itself as well, which would be a link to itself.
     let is_other = |applet: &&str| *applet != "busybox";
     let applets: Vec<_> = applets.lines().filter(is_other).collect();
-    let base = || busybox_layer(&program, &applets);
+    let base = || {
+        let mut layer = busybox_layer(&program, &applets)?;
+        layer.file("bin/pgrep", PGREP.as_bytes(), 0o755)?;
+        anyhow::Ok(layer)
+    };
     // What a name needs of its own to be another image.
     let marked = |mark: &str| {
         let mut layer = base()?;

@@ -17,8 +17,8 @@ fn a_deployment_rolls_over_while_its_service_answers_every_request() {
     container["readinessProbe"] =
         json!({ "tcpSocket": { "port": 80 }, "periodSeconds": 1, "timeoutSeconds": 30 });
     container["resources"] = json!({ "requests": { "cpu": "10m", "memory": "16Mi" } });
-    // A pod that ends is still asked until every rule has forgotten it.
-    container["lifecycle"] = json!({ "preStop": { "exec": { "command": ["sleep", "5"] } } });
+    // A pod that ends is still asked until every rule has forgotten it, and an emulated node takes its time for that.
+    container["lifecycle"] = json!({ "preStop": { "exec": { "command": ["sleep", "20"] } } });
     let deployment = json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "web" },
         "spec": {
@@ -34,8 +34,10 @@ fn a_deployment_rolls_over_while_its_service_answers_every_request() {
     // An ordinary container beside the guests, which asks once it knows whom, until it is told to stop. A request that is late has not
     // failed: on a busy emulated node some took more than twenty seconds. The limit is not wget's own: with that, the one of Debian's static
     // busybox crashes.
+    // It counts from the first answer: the service's rules come a moment after its pods are ready.
     let ask = "until test -e /address; do sleep 0.2; done; \
-               until test -e /stop; do if timeout 120 wget -q -O /dev/null http://$(cat /address)/; then echo ok; else echo failed; fi >>/answers; \
+               until wget -q -O /dev/null http://$(cat /address)/; do sleep 0.2; done; \
+               until test -e /stop; do if timeout 120 wget -q -O /dev/null http://$(cat /address)/; then echo ok; else echo failed at $(date +%T); fi >>/answers; \
                sleep 0.2; done; touch /stopped; sleep infinity";
     let client = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "client" },
