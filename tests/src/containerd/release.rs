@@ -67,7 +67,8 @@ impl Release {
     /// The one whose programs are in `directory`, with its own plugins or, where it has none, Debian's.
     #[must_use]
     pub fn at(directory: &Path) -> Self {
-        let has_plugins = directory.join("bridge").exists();
+        // By a name that is only a plugin's: iproute2 has a `bridge` as well.
+        let has_plugins = directory.join("host-local").exists();
         Self {
             programs: directory.to_owned(),
             plugins: if has_plugins {
@@ -110,7 +111,10 @@ mod tests {
         let release = Release::at(directory.path());
         assert_eq!(release.plugins, Path::new(DEBIAN_PLUGINS));
         assert_eq!(release.ctr(), directory.path().join("ctr"));
-        std::fs::write(directory.path().join("bridge"), "").unwrap();
+        std::fs::write(directory.path().join("host-local"), "").unwrap();
         assert_eq!(Release::at(directory.path()).plugins, directory.path());
+        // Which is how the stories hear of Debian's.
+        let debian = Release::debian();
+        assert_eq!(Release::at(debian.programs()), debian);
     }
 }
