@@ -110,6 +110,11 @@ fn kernels_that_are_none() {
         FAILED,
         &["cannot read kernel /etc", "directory"],
     );
+    bench.refuses(
+        &["--kernel", "fd=999"],
+        FAILED,
+        &["cannot read kernel fd=999", "Bad file descriptor"],
+    );
     bench.ends();
 }
 

@@ -4,14 +4,16 @@ mod common;
 mod guest;
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use common::stage;
-use guest::{Guest, Kernel, control};
+use guest::{COMMAND_LINE, Guest, Kernel, LIMIT, control, orlop};
 use orlop_proto::vmm::v1::{
     DescribeRequest, KillRequest, Outcome, PauseRequest, ResumeRequest, ShutdownRequest, VmState,
     WaitRequest,
 };
+use orlop_testbed::containerd::ctr::Running;
 
 #[test]
 fn a_debian_kernel_boots_from_its_elf_image() {
@@ -63,6 +65,31 @@ fn a_guest_that_resets_itself_is_told_by_status_3() {
 
 #[test]
 fn a_guest_that_resets_itself_boots_again_with_the_same_disks() {
+    boots_thrice(|guest, disk| guest.command(&["--disk", disk]));
+}
+
+#[test]
+fn a_guest_boots_again_from_files_that_were_opened_for_its_vmm() {
+    boots_thrice(|guest, disk| {
+        let (kernel, initramfs) = (guest.kernel().to_owned(), guest.path("initramfs"));
+        // The initramfs is nowhere by the time that the VMM might look for it.
+        let script = r#"exec 3<"$1" 4<"$2"; rm "$2"; shift 2; exec "$@""#;
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", script, "sh"])
+            .arg(kernel)
+            .arg(initramfs);
+        let vmm = orlop();
+        command.arg(vmm.get_program());
+        command.args(["run", "--name", "story", "--console", "stdio"]);
+        command.args(["--kernel", "fd=3", "--initramfs", "fd=4"]);
+        command.args(["--cmdline", COMMAND_LINE, "--disk", disk]);
+        command
+    });
+}
+
+/// A guest counts on its disk how often it has booted.
+fn boots_thrice(command: impl FnOnce(&Guest, &str) -> Command) {
     let Some(stage) = stage() else { return };
     let script = "load virtio_blk; read mark </dev/vda; echo mark $mark; \
                   [ \"$mark\" = 2 ] && poweroff -f; \
@@ -72,7 +99,9 @@ fn a_guest_that_resets_itself_boots_again_with_the_same_disks() {
     let mut content = vec![b'\n'; 1 << 20];
     content[0] = b'0';
     fs::write(&disk, &content).unwrap();
-    let ended = guest.run(&["--disk", &format!("path={}", disk.display())]);
+    let command = command(&guest, &format!("path={}", disk.display()));
+    let running = Running::start(command, &[]).unwrap();
+    let ended = running.wait(LIMIT).unwrap();
     assert_eq!(ended.status, 0, "{}", ended.error());
     let marks = ["mark 0\r\n", "mark 1\r\n", "mark 2\r\n"];
     let output = ended.output();

@@ -128,6 +128,11 @@ impl Guest {
         Self { directory, kernel }
     }
 
+    /// Its kernel's file.
+    pub fn kernel(&self) -> &Path {
+        &self.kernel
+    }
+
     /// A path in the guest's directory on this machine.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)

@@ -9,15 +9,16 @@ mod image_file;
 mod memory_map;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
 
+use orlop_proto::files;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use self::image_file::ImageFile;
 use crate::arch::x86_64::layout;
 use crate::arch::x86_64::regs::{self, Entry};
-use crate::config::KernelConfig;
+use crate::config::{HostFile, KernelConfig};
 use crate::devices::virtio::GuestMemory;
 
 /// Why a kernel could not be loaded.
@@ -106,14 +107,14 @@ pub fn load(
     rsdp: GuestAddress,
 ) -> Result<Entry, Error> {
     write_cmdline(memory, &config.cmdline)?;
-    let path = &config.kernel;
-    let mut file = open("kernel", path)?;
+    let path = &config.kernel.name();
+    let mut file = open("kernel", &config.kernel)?;
     let loaded = match Format::of(&mut file, path)? {
         Format::Elf => elf::load(memory, ImageFile(file), path)?,
         Format::BzImage => bzimage::load(memory, file, path)?,
     };
     let initramfs = match &config.initramfs {
-        Some(path) => Some(load_initramfs(memory, path, loaded.end)?),
+        Some(file) => Some(load_initramfs(memory, file, loaded.end)?),
         None => None,
     };
     match loaded.how {
@@ -176,19 +177,24 @@ impl Format {
     }
 }
 
-fn open(what: &'static str, path: &Path) -> Result<File, Error> {
-    let failed = |source| Error::Read {
-        what,
-        path: path.into(),
-        source,
+/// The file, from its first byte on: a VM that boots again reads what was handed over once more.
+fn open(what: &'static str, file: &HostFile) -> Result<File, Error> {
+    let open = || {
+        let mut open = match file {
+            HostFile::Path(path) => File::open(path)?,
+            HostFile::Given(number) => File::from(files::copy(*number)?),
+        };
+        if open.metadata()?.is_dir() {
+            return Err(ErrorKind::IsADirectory.into());
+        }
+        open.rewind()?;
+        Ok(open)
     };
-    let file = File::open(path).map_err(failed)?;
-    if file.metadata().map_err(failed)?.is_dir() {
-        return Err(failed(std::io::Error::from(
-            std::io::ErrorKind::IsADirectory,
-        )));
-    }
-    Ok(file)
+    open().map_err(|source| Error::Read {
+        what,
+        path: file.name(),
+        source,
+    })
 }
 
 fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<(), Error> {
@@ -207,16 +213,17 @@ fn write_cmdline(memory: &GuestMemory, cmdline: &str) -> Result<(), Error> {
 /// Puts the initramfs at the end of the RAM below the hole, behind the kernel.
 fn load_initramfs(
     memory: &GuestMemory,
-    path: &Path,
+    file: &HostFile,
     kernel_end: GuestAddress,
 ) -> Result<Initramfs, Error> {
     const PAGE: u64 = 4096;
+    let path = &file.name();
     let failed = |source| Error::Read {
         what: "initramfs",
         path: path.into(),
         source,
     };
-    let file = open("initramfs", path)?;
+    let file = open("initramfs", file)?;
     let size = file.metadata().map_err(failed)?.len();
     let ram_end = low_ram_end(memory);
     let start = ram_end

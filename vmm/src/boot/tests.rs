@@ -10,7 +10,7 @@ fn boot(kernel: &[u8]) -> String {
     let path = dir.path().join("kernel");
     std::fs::write(&path, kernel).unwrap();
     let config = KernelConfig {
-        kernel: path,
+        kernel: HostFile::Path(path),
         initramfs: None,
         cmdline: String::new(),
     };
@@ -58,7 +58,7 @@ fn a_truncated_kernel_is_refused() {
 fn a_missing_kernel_and_a_directory_are_said_so() {
     for path in ["/nonexistent/vmlinux", "/"] {
         let config = KernelConfig {
-            kernel: path.into(),
+            kernel: HostFile::Path(path.into()),
             initramfs: None,
             cmdline: String::new(),
         };
@@ -91,9 +91,24 @@ fn an_initramfs_that_does_not_fit_is_refused() {
         .unwrap()
         .set_len(1 << 40)
         .unwrap();
-    let error = load_initramfs(&memory(), &path, GuestAddress(1 << 20)).unwrap_err();
+    let error = load_initramfs(&memory(), &path.into(), GuestAddress(1 << 20)).unwrap_err();
     assert!(
         matches!(error, Error::InitramfsSize { memory: 64, .. }),
         "{error}"
     );
+}
+
+#[test]
+fn a_file_that_was_handed_over_is_read_from_its_beginning_each_time() {
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, b"content").unwrap();
+    let given = HostFile::Given(std::os::fd::AsRawFd::as_raw_fd(&file));
+    for _ in 0..2 {
+        let mut content = String::new();
+        open("kernel", &given)
+            .unwrap()
+            .read_to_string(&mut content)
+            .unwrap();
+        assert_eq!(content, "content");
+    }
 }

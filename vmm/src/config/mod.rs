@@ -2,6 +2,7 @@
 
 mod balloon;
 mod console;
+mod file;
 mod fs;
 mod host_device;
 mod memory;
@@ -9,11 +10,11 @@ mod net;
 mod parse;
 mod size;
 
-use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, ConsoleDevice};
+pub use file::HostFile;
 pub use fs::{FsBackend, FsConfig, FsTag, ShareConfig};
 pub use host_device::{HostAddress, HostDeviceConfig};
 pub use memory::{HugePages, MemoryBacking};
@@ -73,9 +74,9 @@ pub enum DeviceConfig {
 #[derive(Clone, Debug)]
 pub struct KernelConfig {
     /// An ELF `vmlinux` or a `bzImage`.
-    pub kernel: PathBuf,
+    pub kernel: HostFile,
     /// An initramfs, if any.
-    pub initramfs: Option<PathBuf>,
+    pub initramfs: Option<HostFile>,
     /// The kernel's command line, exactly.
     pub cmdline: String,
 }
@@ -103,20 +104,11 @@ pub struct MemorySize(u64);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
     /// A raw image or a block device.
-    pub file: DiskFile,
+    pub file: HostFile,
     /// Whether the guest may not write.
     pub readonly: bool,
     /// Its serial number; `None` for one that is made of what identifies the file.
     pub serial: Option<DiskSerial>,
-}
-
-/// What a disk is on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DiskFile {
-    /// The one at this path.
-    Path(PathBuf),
-    /// One that this process has open already.
-    Given(RawFd),
 }
 
 /// A disk's serial number: 1 to 20 printable characters of ASCII (virtio 1.2, 5.2.6).

@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::{DiskConfig, DiskFile, DiskSerial, MemorySize, VcpuCount, VmName, VsockConfig};
+use super::{DiskConfig, DiskSerial, HostFile, MemorySize, VcpuCount, VmName, VsockConfig};
 
 /// What is wrong with a value, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -135,8 +135,8 @@ impl FromStr for DiskConfig {
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let mut fields = Fields::of(text, "path=FILE|fd=N[,readonly][,serial=TEXT]")?;
         let file = match fields.take("fd") {
-            Some(number) => DiskFile::Given(descriptor(number)?),
-            None => DiskFile::Path(fields.path("path")?),
+            Some(number) => HostFile::Given(descriptor(number)?),
+            None => HostFile::Path(fields.path("path")?),
         };
         let disk = DiskConfig {
             file,
@@ -312,13 +312,13 @@ mod tests {
         assert_eq!(
             disk,
             DiskConfig {
-                file: DiskFile::Path("/a".into()),
+                file: HostFile::Path("/a".into()),
                 readonly: true,
                 serial: None,
             }
         );
         let disk: DiskConfig = "fd=3".parse().unwrap();
-        assert_eq!(disk.file, DiskFile::Given(3));
+        assert_eq!(disk.file, HostFile::Given(3));
         for text in [
             "",
             "readonly",

@@ -18,8 +18,8 @@ use crate::arch::x86_64::{acpi, cpuid, layout};
 use crate::boot;
 use crate::bus::Bus;
 use crate::config::{
-    BalloonConfig, ConsoleDevice, DeviceConfig, DiskConfig, DiskFile, DiskSerial, FsBackend,
-    FsConfig, MacAddress, NetConfig, TapConfig, VcpuCount, VhostConfig, VmConfig,
+    BalloonConfig, ConsoleDevice, DeviceConfig, DiskConfig, DiskSerial, FsBackend, FsConfig,
+    HostFile, MacAddress, NetConfig, TapConfig, VcpuCount, VhostConfig, VmConfig,
 };
 use crate::control::EndOfLife;
 use crate::devices::console::Console;
@@ -304,8 +304,8 @@ fn open_disk(disk: &DiskConfig, vcpus: VcpuCount) -> Result<Blk, Error> {
         queues: vcpus.get().into(),
     };
     Ok(match &disk.file {
-        DiskFile::Path(path) => Blk::open(path, options)?,
-        DiskFile::Given(fd) => Blk::take(*fd, options)?,
+        HostFile::Path(path) => Blk::open(path, options)?,
+        HostFile::Given(fd) => Blk::take(*fd, options)?,
     })
 }
 

@@ -14,7 +14,7 @@ use orlop_proto::vmm::v1::{
     SetBalloonRequest, Vhost,
 };
 use orlop_vmm::config::{
-    DiskConfig, DiskFile, FsBackend, FsConfig, HostDeviceConfig, MacAddress, NetConfig, TapConfig,
+    DiskConfig, FsBackend, FsConfig, HostDeviceConfig, HostFile, MacAddress, NetConfig, TapConfig,
     VhostConfig, mebibytes,
 };
 use orlop_vmm::pci::DeviceNumber;
@@ -163,8 +163,8 @@ pub fn add_disk(arguments: &AddDisk) -> anyhow::Result<ExitCode> {
     } = &arguments.disk;
     // The VM's process need not be allowed to open it.
     let file = match file {
-        DiskFile::Given(fd) => handed_over(*fd)?,
-        DiskFile::Path(path) => open(path, *readonly)?,
+        HostFile::Given(fd) => handed_over(*fd)?,
+        HostFile::Path(path) => open(path, *readonly)?,
     };
     let serial = serial.map(|serial| {
         let text = serial.bytes();

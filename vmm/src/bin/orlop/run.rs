@@ -7,9 +7,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 use orlop_vmm::config::{
-    BalloonConfig, ConsoleConfig, ConsoleDevice, CpusConfig, DiskConfig, DiskFile,
-    HostDeviceConfig, KernelConfig, MOVABLE_MEMORY, MemoryConfig, NetConfig, ShareConfig,
-    TapConfig, VmConfig, VmName, VsockConfig,
+    BalloonConfig, ConsoleConfig, ConsoleDevice, CpusConfig, DiskConfig, HostDeviceConfig,
+    HostFile, KernelConfig, MOVABLE_MEMORY, MemoryConfig, NetConfig, ShareConfig, TapConfig,
+    VmConfig, VmName, VsockConfig,
 };
 use orlop_vmm::vm::{self, Outcome};
 
@@ -42,12 +42,12 @@ pub struct Arguments {
     /// What to call the VM [default: vm-PID]
     #[arg(long)]
     pub(crate) name: Option<VmName>,
-    /// The kernel: an ELF vmlinux or a bzImage [default with --image: the one that the shim is configured with]
-    #[arg(long, value_name = "FILE", required_unless_present = "image")]
-    pub(crate) kernel: Option<PathBuf>,
+    /// The kernel: an ELF vmlinux or a bzImage, told by its path or by a descriptor that is open already [default with --image: the one that the shim is configured with]
+    #[arg(long, value_name = "FILE|fd=N", required_unless_present = "image")]
+    pub(crate) kernel: Option<HostFile>,
     /// The initramfs [default with --image: as for the kernel]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) initramfs: Option<PathBuf>,
+    #[arg(long, value_name = "FILE|fd=N")]
+    pub(crate) initramfs: Option<HostFile>,
     /// The kernel's whole command line, in place of one that boots quickly and names the console
     #[arg(long, value_name = "STRING")]
     cmdline: Option<String>,
@@ -128,16 +128,14 @@ impl Arguments {
             TapConfig::Given(fds) => fds.as_slice(),
             TapConfig::Named(..) => &[],
         });
-        let disks = self.disks.iter().filter_map(|disk| match &disk.file {
-            DiskFile::Given(fd) => Some(fd),
-            DiskFile::Path(_) => None,
-        });
+        let files = self.disks.iter().map(|disk| &disk.file);
+        let files = files.chain(&self.kernel).chain(&self.initramfs);
         let mut seen = BTreeSet::new();
-        for fd in taps.chain(disks) {
+        for fd in taps.copied().chain(files.filter_map(HostFile::given)) {
             // Cards would take each other's packets; disks would share a lock.
             anyhow::ensure!(
                 seen.insert(fd),
-                "descriptor {fd} is given to two devices: each --net and --disk has descriptors of its own"
+                "descriptor {fd} is given twice: each --kernel, --initramfs, --net and --disk has descriptors of its own"
             );
         }
         let mut tags = BTreeSet::new();

@@ -10,7 +10,7 @@ use orlop_proto::vmm::v1 as api;
 use tonic::{Request, Status};
 
 use crate::config::{
-    DeviceConfig, DiskConfig, DiskFile, FsBackend, FsConfig, HostDeviceConfig, NetConfig,
+    DeviceConfig, DiskConfig, FsBackend, FsConfig, HostDeviceConfig, HostFile, NetConfig,
     ParseError, TapConfig, VhostConfig,
 };
 use crate::control::Resize;
@@ -28,13 +28,13 @@ pub(super) fn disk(call: Request<api::AddDiskRequest>) -> Result<Device, Status>
     let files = handed_over(&call, call.get_ref().file.into())?;
     let request = call.into_inner();
     let file = match files.first() {
-        Some(file) if request.path.is_empty() => DiskFile::Given(file.as_raw_fd()),
+        Some(file) if request.path.is_empty() => HostFile::Given(file.as_raw_fd()),
         Some(_) => {
             return Err(Status::invalid_argument(
                 "the disk is told by its path or handed over, not both",
             ));
         }
-        None => DiskFile::Path(absolute("disk", request.path)?),
+        None => HostFile::Path(absolute("disk", request.path)?),
     };
     let disk = DiskConfig {
         file,

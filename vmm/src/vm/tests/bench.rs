@@ -9,7 +9,7 @@ use orlop_proto::vmm::v1 as api;
 use orlop_proto::vmm::v1::vmm_client::VmmClient;
 use tonic::transport::Channel;
 
-use crate::config::{BalloonConfig, ConsoleConfig, ConsoleDevice, KernelConfig};
+use crate::config::{BalloonConfig, ConsoleConfig, ConsoleDevice, HostFile, KernelConfig};
 use crate::devices::pci_hotplug::PciHotplug;
 use crate::devices::virtio::test_driver::ram;
 use crate::devices::virtio::transport::test_wires::Wires;
@@ -110,7 +110,7 @@ pub(super) fn config() -> VmConfig {
     VmConfig {
         name: "bench".parse().unwrap(),
         kernel: KernelConfig {
-            kernel: PathBuf::new(),
+            kernel: HostFile::Path(PathBuf::new()),
             initramfs: None,
             cmdline: String::new(),
         },

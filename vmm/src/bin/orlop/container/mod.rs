@@ -128,8 +128,10 @@ fn prepare(
     let volumes = std::mem::take(&mut arguments.container.volumes);
     arguments.container.image = None;
     // A kernel of the user's may need no initramfs of ours, but the agent is there.
-    arguments.kernel.get_or_insert(settings.kernel);
-    arguments.initramfs.get_or_insert(settings.initramfs);
+    arguments.kernel.get_or_insert(settings.kernel.into());
+    arguments
+        .initramfs
+        .get_or_insert(settings.initramfs.into());
     if std::env::var_os(virtiofsd::VARIABLE).is_none() {
         arguments.virtiofsd = arguments.virtiofsd.take().or(settings.virtiofsd);
     }

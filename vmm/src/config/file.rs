@@ -1,0 +1,76 @@
+//! A file of the host's: by its path, or one that whoever started the VMM has opened for it.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::ParseError;
+use super::parse::descriptor;
+
+/// Where a file is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostFile {
+    /// The one at this path.
+    Path(PathBuf),
+    /// One that this process has open already.
+    Given(RawFd),
+}
+
+impl HostFile {
+    /// What messages call it. Where `/proc` does not say a path, a descriptor's number must do.
+    pub fn name(&self) -> PathBuf {
+        match self {
+            HostFile::Path(path) => path.clone(),
+            HostFile::Given(number) => std::fs::read_link(format!("/proc/self/fd/{number}"))
+                .unwrap_or_else(|_| format!("fd={number}").into()),
+        }
+    }
+
+    /// The descriptor, if it is open already.
+    pub fn given(&self) -> Option<RawFd> {
+        match self {
+            HostFile::Path(_) => None,
+            HostFile::Given(number) => Some(*number),
+        }
+    }
+}
+
+/// `FILE` or `fd=N`. (A file of such a name is `./fd=N`.)
+impl FromStr for HostFile {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        match text.strip_prefix("fd=") {
+            Some(number) => Ok(HostFile::Given(descriptor(number)?)),
+            None if text.is_empty() => Err(ParseError::new("write a file's path, or fd=N")),
+            None => Ok(HostFile::Path(text.into())),
+        }
+    }
+}
+
+impl From<PathBuf> for HostFile {
+    fn from(path: PathBuf) -> Self {
+        HostFile::Path(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_told_by_its_path_or_its_number() {
+        let parse = |text: &str| text.parse::<HostFile>();
+        assert_eq!(parse("fd=3").unwrap(), HostFile::Given(3));
+        assert_eq!(parse("./fd=3").unwrap(), HostFile::Path("./fd=3".into()));
+        assert_eq!(parse("/boot/k").unwrap().name(), PathBuf::from("/boot/k"));
+        for wrong in ["", "fd=", "fd=2", "fd=-1", "fd=x", "fd=99999999999"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_not_open_is_its_own_name() {
+        assert_eq!(HostFile::Given(9999).name(), PathBuf::from("fd=9999"));
+    }
+}
