@@ -1,7 +1,8 @@
 //! The network card: virtio-net (virtio 1.2, 5.1). The host sends packets to it all the while, and takes whatever comes.
 
-use crate::device::Device;
+use crate::device::{Device, STATUS, status};
 use crate::driver::Driver;
+use crate::gate::Target;
 use crate::outcome::{Outcome, is};
 use crate::ram;
 use crate::ring::Descriptor;
@@ -37,7 +38,12 @@ pub struct Card {
     pub transmit: Driver,
     /// Asks for other things.
     pub control: Driver,
+    /// Who carries the packets.
+    pub carrier: Target,
 }
+
+/// How often a card of the kernel's is looked at that may say nothing: as long as a kick takes to arrive, many times over.
+const LOOKS: u32 = 2000;
 
 impl Card {
     /// With its rings and buffers in the arena from `base` on.
@@ -48,6 +54,7 @@ impl Card {
             receive: queue(0),
             transmit: queue(1),
             control: queue(CONTROL),
+            carrier: Target::Vmm,
         }
     }
 
@@ -83,6 +90,43 @@ impl Card {
         is("the head given back", used.id, 0u64)?;
         is("the number of bytes written to a packet", used.len, 0u64)?;
         self.transmit.device.runs()
+    }
+
+    /// The same of a packet that is none: it is dropped. vhost-net may call it a broken rule instead, and needs a reset then.
+    pub fn drops(&mut self, first: Descriptor) -> Outcome {
+        if self.carrier == Target::Vmm {
+            return self.sends(first);
+        }
+        self.transmit.ring.describe(0, first);
+        self.transmit.ring.offer(0);
+        self.transmit.kick();
+        let transmit = &self.transmit;
+        self.watch(|| transmit.ring.has_news())?;
+        self.bring_up()
+    }
+
+    /// Waits until it says that a rule was broken. vhost-net may ignore it instead: it waits for a driver that is not done yet.
+    pub fn refuses(&self) -> Outcome {
+        match self.carrier {
+            Target::Vmm => self.receive.device.needs_reset(),
+            Target::Vhost => self.watch(|| false),
+        }
+    }
+
+    /// Looks at a card of the kernel's for a while, until it needs a reset or `is_over`. There is no other way for it to be.
+    fn watch(&self, is_over: impl Fn() -> bool) -> Outcome {
+        let mut now = status::RUNNING;
+        for _ in 0..LOOKS {
+            now = self.receive.device.get(STATUS);
+            if now != status::RUNNING || is_over() {
+                break;
+            }
+        }
+        is(
+            "the status but for NEEDS_RESET",
+            now & !status::NEEDS_RESET,
+            status::RUNNING,
+        )
     }
 
     /// Gives it room for one packet, and waits for that.

@@ -19,6 +19,8 @@ pub const ATTACKS: &[Attack] = &[
     attack("net-packet-without-frame", without_frame),
     attack("net-packet-oversized", oversized),
     attack("net-header-malformed", header_malformed),
+    attack("net-chain-cycle", chain_cycle),
+    attack("net-available-index-jumps-ahead", index_jumps_ahead),
     attack("net-control-garbage", control_garbage),
     attack("net-control-without-room", control_without_room),
     attack("net-queue-left-out", queue_left_out),
@@ -66,7 +68,7 @@ fn refuses_room(card: &mut Card, room: Descriptor) -> Outcome {
     card.receive.ring.describe(0, room);
     card.receive.ring.offer(0);
     card.receive.kick();
-    card.receive.device.needs_reset()
+    card.refuses()
 }
 
 /// 5.1.6.3.1: a buffer has room for a header at least.
@@ -102,7 +104,7 @@ fn of_zero_length(stage: &mut Stage) -> Outcome {
             .describe(0, Descriptor::readable(at, len));
         card.transmit.ring.offer(0);
         card.transmit.kick();
-        card.transmit.device.needs_reset()
+        card.refuses()
     })
 }
 
@@ -114,7 +116,7 @@ fn without_frame(stage: &mut Stage) -> Outcome {
         .into_iter()
         .try_for_each(|len| {
             let packet = card.packet([0; 3]);
-            card.sends(Descriptor {
+            card.drops(Descriptor {
                 len: HEADER_LEN + len,
                 ..packet
             })
@@ -128,7 +130,7 @@ fn oversized(stage: &mut Stage) -> Outcome {
     card.bring_up()?;
     let packet = card.packet([0; 3]);
     for len in [66_000, 1 << 20] {
-        card.sends(Descriptor { len, ..packet })?;
+        card.drops(Descriptor { len, ..packet })?;
     }
     for index in 0..SIZE {
         let piece = Descriptor {
@@ -143,7 +145,7 @@ fn oversized(stage: &mut Stage) -> Outcome {
         len: 1 << 20,
         ..packet
     };
-    card.sends(first.then(1))?;
+    card.drops(first.then(1))?;
     card.works()
 }
 
@@ -168,9 +170,40 @@ fn header_malformed(stage: &mut Stage) -> Outcome {
     ];
     for header in headers {
         let packet = card.packet(header);
-        card.sends(packet)?;
+        card.drops(packet)?;
     }
     card.works()
+}
+
+/// 2.7.5.2: loops are forbidden, in either direction.
+fn chain_cycle(stage: &mut Stage) -> Outcome {
+    let card = &mut stage.card;
+    card.bring_up()?;
+    let packet = card.packet([0; 3]);
+    card.transmit.ring.describe(0, packet.then(1));
+    card.transmit.ring.describe(1, packet.then(0));
+    card.transmit.ring.offer(0);
+    card.transmit.kick();
+    card.refuses()?;
+    let at = card.receive.ring.buffers();
+    refuses_room(card, Descriptor::writable(at, ROOM).then(0))
+}
+
+/// 2.7.13.3: the index goes up by as many heads as were added, and there are no more than the queue has.
+fn index_jumps_ahead(stage: &mut Stage) -> Outcome {
+    for transmits in [true, false] {
+        let card = &mut stage.card;
+        card.bring_up()?;
+        let driver = if transmits {
+            &mut card.transmit
+        } else {
+            &mut card.receive
+        };
+        driver.ring.publish_index(SIZE + 1);
+        driver.kick();
+        card.refuses()?;
+    }
+    Ok(())
 }
 
 /// VIRTIO_NET_ERR

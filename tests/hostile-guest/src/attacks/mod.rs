@@ -29,6 +29,7 @@ pub mod slots;
 mod streams;
 
 use crate::disk::{self, Disk};
+use crate::gate::Target;
 use crate::outcome::{Outcome, is};
 use crate::ram;
 use crate::stage::Stage;
@@ -68,6 +69,14 @@ fn touches_no_more<const N: usize>(
 }
 
 impl Attack {
+    /// Whether it is one on this target.
+    pub fn is_on(&self, target: Target) -> bool {
+        match target {
+            Target::Vmm => true,
+            Target::Vhost => self.on == crate::card::KIND,
+        }
+    }
+
     /// On the disk.
     const fn disk(name: &'static str, run: fn(&mut Stage) -> Outcome) -> Self {
         Attack {
