@@ -37,6 +37,8 @@ pub mod agent {
     pub const SHARE_TAG: &str = "orlop";
     /// Where the agent mounts it.
     pub const SHARE_MOUNT: &str = "/run/orlop/share";
+    /// Where it keeps the volumes of containers: one's number 0 is in `<container>/0`.
+    pub const VOLUMES: &str = "/run/orlop/volumes";
     /// The largest [`v1::StreamHello`] or [`v1::PortHello`] that the agent accepts, in bytes.
     pub const MAX_HELLO: u32 = 4096;
 }

@@ -7,7 +7,7 @@
 //! - `delete` cleans up after a pod of which nothing may be alive any more ([`delete`]).
 //!
 //! The rooms: [`task`] answers containerd's calls and holds the containers and their processes; [`sandbox`] is the
-//! pod's VM and what it takes on this machine; [`spec`] turns a host's OCI spec into a guest's; [`io`] moves
+//! pod's VM and what it takes on this machine; [`spec`] turns a host's OCI spec into a guest's; [`volumes`] are those that the guest is given copies of; [`io`] moves
 //! standard input and output; [`network`] joins the pod's network to the VM's cards; [`cgroup`] is where the pod's processes are counted; [`mounts`] and [`process`] are the
 //! system calls underneath.
 
@@ -32,6 +32,7 @@ mod spec;
 mod start;
 mod stats;
 mod task;
+mod volumes;
 
 use std::process::ExitCode;
 

@@ -121,16 +121,24 @@ fn a_command_has_the_volumes_that_are_asked_for() {
         fs::create_dir(directory).unwrap();
     }
     fs::write(tools.join("from"), "the host\n").unwrap();
-    let (data_flag, tools_flag) = (
+    let settings = user.directory.path().join("settings");
+    fs::write(&settings, "colour=blue\n").unwrap();
+    let (data_flag, tools_flag, file_flag) = (
         format!("{}:/data", data.display()),
         format!("{}:/tools:ro", tools.display()),
+        format!("{}:/etc/settings:ro", settings.display()),
     );
     let ended = user.run(
-        &["--volume", &data_flag, "--volume", &tools_flag],
-        "cat /tools/from >/data/to; echo no >/tools/from; cat /tools/from",
+        &["--volume", &data_flag, "--volume", &tools_flag, "--volume", &file_flag],
+        "cat /tools/from >/data/to; echo no >/tools/from; cat /tools/from; echo no >/etc/settings; cat /etc/settings",
         &[],
     );
-    assert_eq!(ended.output(), "the host\n", "{}", ended.error());
+    assert_eq!(
+        ended.output(),
+        "the host\ncolour=blue\n",
+        "{}",
+        ended.error()
+    );
     assert!(ended.error().contains("Read-only"), "{}", ended.error());
     assert_eq!(fs::read_to_string(data.join("to")).unwrap(), "the host\n");
     drop(user);

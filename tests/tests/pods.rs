@@ -2,11 +2,15 @@
 
 mod common;
 
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::{Stage, host_kernel, output, processes, stage};
 use orlop_testbed::containerd::cri::{Container, Cri, Pod};
 use orlop_testbed::containerd::exec::stream;
+use orlop_testbed::setup::build;
 use orlop_testbed::stories::size;
 
 /// A command that goes on until it is told to end, and then ends at once.
@@ -182,7 +186,7 @@ fn a_file_of_the_machine_can_be_mounted_into_a_container() {
     let cri = stage.cri();
     let directory = tempfile::tempdir_in(stage.node.directory()).unwrap();
     let file = directory.path().join("settings");
-    std::fs::write(&file, "colour=blue\n").unwrap();
+    fs::write(&file, "colour=blue\n").unwrap();
     let pod = cri.run_pod("mount").unwrap();
     let container = Container {
         mounts: &[("/etc/settings", file.to_str().unwrap())],
@@ -193,6 +197,69 @@ fn a_file_of_the_machine_can_be_mounted_into_a_container() {
         output(&cri, &container, "cat /etc/settings"),
         "colour=blue\n"
     );
+    cri.remove_pod(&pod).unwrap();
+    drop(directory);
+    stage.leaves_nothing();
+}
+
+/// Swaps a volume as the kubelet does: a directory of its own for each state, and a link that leads to the present one.
+fn swap(volume: &Path, state: &str, greeting: &str) {
+    let before = fs::read_link(volume.join("..data"));
+    fs::create_dir_all(volume.join(state)).unwrap();
+    fs::write(volume.join(state).join("greeting"), greeting).unwrap();
+    symlink(state, volume.join("..data_tmp")).unwrap();
+    fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
+    match before {
+        Ok(before) => fs::remove_dir_all(volume.join(before)).unwrap(),
+        Err(_) => symlink("..data/greeting", volume.join("greeting")).unwrap(),
+    }
+}
+
+#[test]
+fn who_watches_a_config_map_in_a_container_hears_that_it_has_changed() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let directory = tempfile::tempdir_in(stage.node.directory()).unwrap();
+    let volume = directory.path().join("kubernetes.io~configmap/config");
+    swap(&volume, "..1", "hello");
+    let peer = build::programs_directory().join("orlop-story-peer");
+    let pod = cri.run_pod("watch").unwrap();
+    let container = Container {
+        readonly_mounts: &[
+            ("/config", volume.to_str().unwrap()),
+            ("/peer", peer.to_str().unwrap()),
+        ],
+        ..Container::busybox("watcher", &["/peer", "watch", "/config"])
+    };
+    let container = cri.run(&pod, &container).unwrap();
+    let greeting = || output(&cri, &container, "cat /config/greeting");
+    assert_eq!(greeting(), "hello");
+    let until = |what: &str, holds: &dyn Fn(&str) -> bool| {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let said = cri.log(&pod, "watcher").unwrap_or_default();
+            if holds(&said) {
+                return;
+            }
+            assert!(Instant::now() < end, "{what}: {said}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    };
+    until("it watches", &|said| said == "watching\n");
+    for (heard, state, text) in [(1, "..2", "good bye"), (2, "..3", "hello again")] {
+        swap(&volume, state, text);
+        let swaps = |said: &str| said.lines().filter(|name| *name == "..data").count();
+        until("it hears of the swap", &|said| swaps(said) == heard);
+        assert_eq!(greeting(), text, "what it has heard of is not there");
+        let names = format!("{state}\n..data\ngreeting\n");
+        until("the old state goes", &|_| {
+            output(&cri, &container, "ls -A /config | sort") == names
+        });
+    }
+    let written = cri
+        .exec(&container, &["sh", "-c", "echo no >/config/new"])
+        .unwrap();
+    assert_ne!(written.exit_code, 0, "it can be written to");
     cri.remove_pod(&pod).unwrap();
     drop(directory);
     stage.leaves_nothing();

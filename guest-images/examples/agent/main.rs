@@ -105,6 +105,7 @@ async fn run(guest: &Guest, what: What) -> anyhow::Result<u8> {
                 root_disk: String::new(),
                 disks: Vec::new(),
                 pci_devices: Vec::new(),
+                volumes: Vec::new(),
                 spec: spec::container(&command, tty).into_bytes(),
                 stdio: Some(Stdio {
                     stdin: true,

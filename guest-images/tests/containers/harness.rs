@@ -141,6 +141,7 @@ impl Agent {
             root_disk: String::new(),
             disks: Vec::new(),
             pci_devices: Vec::new(),
+            volumes: Vec::new(),
             spec: serde_json::to_vec(spec).unwrap(),
             stdio: Some(stdio),
         };

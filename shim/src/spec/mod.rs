@@ -3,7 +3,8 @@
 //! containerd writes a spec for a container on this machine. The guest is another machine: it has its own namespaces,
 //! cgroups, devices and security modules, and none of the host's paths. [`adapt`] answers the spec that the agent
 //! gets, the binds that must be made on this machine for it ([`HostBind`]): each becomes
-//! `mounts/<n>` of the container's directory in the share; and the disks that the VM must have for it ([`HostDisk`]).
+//! `mounts/<n>` of the container's directory in the share; and the disks that the VM must have for it ([`HostDisk`]). Directories
+//! that somebody may watch ([`watched`]) are not bound where the guest has copies of them.
 
 mod annotations;
 mod devices;
@@ -16,11 +17,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Hooks, LinuxResources, Process, Spec};
-use orlop_proto::agent::SHARE_MOUNT;
+use orlop_proto::agent::{SHARE_MOUNT, VOLUMES};
 
 use crate::network::HOST_NETWORK;
 pub use annotations::{Annotations, PodName, Restricted};
 pub use devices::{DeviceId, HostDisk};
+pub use mounts::watched;
 pub use network::Network;
 pub use passthrough::{HostDevice, of as host_devices};
 
@@ -110,11 +112,16 @@ impl GuestSpec {
     }
 }
 
-/// Adapts the spec of container `id` in a pod that shares `pod`.
+/// Adapts the spec of container `id` in a pod that shares `pod`, where the guest has copies of `volumes`, directories of the host.
 ///
 /// # Errors
 /// When it asks for what a guest cannot give.
-pub fn adapt(spec: &Spec, id: &str, pod: &PodSpec) -> Result<GuestSpec, SpecError> {
+pub fn adapt(
+    spec: &Spec,
+    id: &str,
+    pod: &PodSpec,
+    volumes: &[PathBuf],
+) -> Result<GuestSpec, SpecError> {
     let mut spec = spec.clone();
     refuse_hooks(spec.hooks().as_ref())?;
     spec.set_hooks(None);
@@ -131,7 +138,8 @@ pub fn adapt(spec: &Spec, id: &str, pod: &PodSpec) -> Result<GuestSpec, SpecErro
     adapt_process(&mut process);
     spec.set_process(Some(process));
 
-    let binds = mounts::adapt(&mut spec, &share.join("mounts"))?;
+    let copies = Path::new(VOLUMES).join(id);
+    let binds = mounts::adapt(&mut spec, &share.join("mounts"), volumes, &copies)?;
     let disks = linux::adapt(&mut spec, id, pod)?;
     Ok(GuestSpec { spec, binds, disks })
 }
@@ -227,7 +235,7 @@ mod tests {
     }
 
     fn adapted(more: serde_json::Value) -> Result<GuestSpec, SpecError> {
-        adapt(&spec(more), "c1", &PodSpec::default())
+        adapt(&spec(more), "c1", &PodSpec::default(), &[])
     }
 
     #[test]
@@ -269,7 +277,7 @@ mod tests {
         let mut spec = spec(json!({}));
         spec.set_process(None);
         assert_eq!(
-            adapt(&spec, "c", &PodSpec::default()).unwrap_err(),
+            adapt(&spec, "c", &PodSpec::default(), &[]).unwrap_err(),
             SpecError::NoProcess
         );
     }

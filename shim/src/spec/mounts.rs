@@ -1,5 +1,7 @@
-//! A spec's mounts: those of the host's files become binds of the share, the others are the guest's to make.
+//! A spec's mounts: those of the host's files become binds of the share, or volumes that the guest has copies of; the others are the
+//! guest's to make.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
@@ -9,8 +11,38 @@ use super::{GUEST_SHM, HostBind, SpecError};
 /// File systems that show a kernel. Bound from the host they would show the host's; the guest's own are what is meant.
 const KERNEL_FILE_SYSTEMS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
-/// Rewrites the spec's bind mounts to sources below `guest_mounts`, and answers what must be bound there.
-pub(super) fn adapt(spec: &mut Spec, guest_mounts: &Path) -> Result<Vec<HostBind>, SpecError> {
+/// Where the kubelet keeps the volumes that it swaps as a whole when they change: in these directories of its own.
+const SWAPPED_WHOLE: [&str; 4] = [
+    "kubernetes.io~configmap",
+    "kubernetes.io~downward-api",
+    "kubernetes.io~projected",
+    "kubernetes.io~secret",
+];
+
+/// The directories behind the spec's mounts that somebody may watch: they change as a whole, and no container writes to them.
+pub fn watched(spec: &Spec) -> Vec<PathBuf> {
+    let mounts = spec.mounts().iter().flatten();
+    let watched = mounts.filter(|mount| is_bind(mount) && is_readonly(mount));
+    let sources = watched.filter_map(|mount| mount.source().clone());
+    let mut sources: Vec<_> = sources.filter(|source| is_swapped_whole(source)).collect();
+    sources.sort();
+    sources.dedup();
+    sources
+}
+
+fn is_swapped_whole(source: &Path) -> bool {
+    let kind = source.parent().and_then(Path::file_name);
+    kind.is_some_and(|kind| SWAPPED_WHOLE.iter().any(|known| kind == OsStr::new(known)))
+}
+
+/// Rewrites the spec's bind mounts to sources below `guest_mounts`, and answers what must be bound there. Those of `volumes` become the
+/// directories of these numbers in `guest_volumes`.
+pub(super) fn adapt(
+    spec: &mut Spec,
+    guest_mounts: &Path,
+    volumes: &[PathBuf],
+    guest_volumes: &Path,
+) -> Result<Vec<HostBind>, SpecError> {
     let mut binds = Vec::new();
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
@@ -34,17 +66,17 @@ pub(super) fn adapt(spec: &mut Spec, guest_mounts: &Path) -> Result<Vec<HostBind
         {
             continue;
         }
-        let has = |name: &str| {
-            mount
-                .options()
-                .iter()
-                .flatten()
-                .any(|option| option == name)
-        };
+        if let Some(number) = volumes.iter().position(|volume| *volume == source)
+            && is_readonly(mount)
+        {
+            mount.set_source(Some(guest_volumes.join(number.to_string())));
+            mount.set_typ(Some("bind".to_owned()));
+            continue;
+        }
         let bind = HostBind {
             source,
-            recursive: !has("bind"),
-            readonly: has("ro") || has("rro"),
+            recursive: !has(mount, "bind"),
+            readonly: is_readonly(mount),
         };
         mount.set_source(Some(guest_mounts.join(binds.len().to_string())));
         mount.set_typ(Some("bind".to_owned()));
@@ -55,12 +87,16 @@ pub(super) fn adapt(spec: &mut Spec, guest_mounts: &Path) -> Result<Vec<HostBind
 }
 
 fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind")
-        || mount
-            .options()
-            .iter()
-            .flatten()
-            .any(|option| option == "bind" || option == "rbind")
+    mount.typ().as_deref() == Some("bind") || has(mount, "bind") || has(mount, "rbind")
+}
+
+fn is_readonly(mount: &Mount) -> bool {
+    has(mount, "ro") || has(mount, "rro")
+}
+
+fn has(mount: &Mount, name: &str) -> bool {
+    let mut options = mount.options().iter().flatten();
+    options.any(|option| option == name)
 }
 
 #[cfg(test)]
@@ -71,7 +107,12 @@ mod tests {
     fn adapted(mounts: serde_json::Value) -> Result<(Vec<Mount>, Vec<HostBind>), SpecError> {
         let spec = json!({"ociVersion": "1.0.2", "mounts": mounts});
         let mut spec: Spec = serde_json::from_value(spec).unwrap();
-        let binds = adapt(&mut spec, Path::new("/share/c/mounts"))?;
+        let binds = adapt(
+            &mut spec,
+            Path::new("/share/c/mounts"),
+            &["/pods/u/volumes/kubernetes.io~secret/s".into()],
+            Path::new("/volumes/c"),
+        )?;
         Ok((spec.mounts().clone().unwrap(), binds))
     }
 
@@ -100,6 +141,38 @@ mod tests {
                 bind("/srv/data", false, true)
             ]
         );
+    }
+
+    #[test]
+    fn a_volume_that_somebody_may_watch_is_the_guest_s_own() {
+        let mounts = json!([
+            {"destination": "/s", "type": "bind", "source": "/pods/u/volumes/kubernetes.io~secret/s", "options": ["rbind", "ro"]},
+            {"destination": "/w", "type": "bind", "source": "/pods/u/volumes/kubernetes.io~secret/s", "options": ["rbind", "rw"]},
+            {"destination": "/e", "type": "bind", "source": "/pods/u/volumes/kubernetes.io~empty-dir/e", "options": ["rbind", "ro"]},
+            {"destination": "/f", "type": "bind", "source": "/pods/u/volume-subpaths/s/c/0", "options": ["rbind", "ro"]},
+        ]);
+        let spec = json!({"ociVersion": "1.0.2", "mounts": mounts});
+        let spec: Spec = serde_json::from_value(spec).unwrap();
+        assert_eq!(
+            watched(&spec),
+            [Path::new("/pods/u/volumes/kubernetes.io~secret/s")]
+        );
+        let (mounts, binds) = adapted(mounts).unwrap();
+        let sources: Vec<_> = mounts
+            .iter()
+            .map(|mount| mount.source().clone().unwrap())
+            .collect();
+        assert_eq!(
+            sources,
+            [
+                "/volumes/c/0",
+                "/share/c/mounts/0",
+                "/share/c/mounts/1",
+                "/share/c/mounts/2"
+            ]
+            .map(PathBuf::from)
+        );
+        assert_eq!(binds.len(), 3);
     }
 
     #[test]

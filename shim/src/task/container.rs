@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::types::task::Status;
+use tokio::task::JoinSet;
 
 use super::process::{Phase, Process};
 use crate::io::StdioPaths;
@@ -22,6 +23,8 @@ pub struct Container {
     body: Body,
     execs: Mutex<HashMap<String, Arc<Process>>>,
     paused: AtomicBool,
+    /// What is done for it in the background.
+    chores: Mutex<JoinSet<()>>,
 }
 
 enum Body {
@@ -48,7 +51,20 @@ impl Container {
             body,
             execs: Mutex::default(),
             paused: AtomicBool::new(false),
+            chores: Mutex::default(),
         }
+    }
+
+    /// Has something done in the background, until the container is taken away.
+    pub fn have_done(&self, chore: impl Future<Output = ()> + Send + 'static) {
+        let mut chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
+        chores.spawn(chore);
+    }
+
+    /// Ends what is done in the background.
+    pub fn end_chores(&self) {
+        let mut chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
+        chores.abort_all();
     }
 
     /// The VM that it runs in; none for the sandbox's own.

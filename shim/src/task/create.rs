@@ -26,6 +26,7 @@ use crate::mounts::MountRequest;
 use crate::network::Namespace;
 use crate::sandbox::{Limits, PodError, Share, ShareError, Vm};
 use crate::spec::{self, Annotations, GuestSpec, HostDevice, Network, PodSpec};
+use crate::volumes::{self, Volume};
 
 /// How long each step of taking a container out of the guest may take.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -108,7 +109,9 @@ impl Tasks {
         spec: &Spec,
     ) -> Outcome<Container> {
         let id = request.id.as_str();
-        let guest = spec::adapt(spec, id, &self.pod.spec())
+        let volumes = volumes_of(spec).await;
+        let copied: Vec<_> = volumes.iter().map(|volume| volume.source.clone()).collect();
+        let guest = spec::adapt(spec, id, &self.pod.spec(), &copied)
             .map_err(|error| Failure::invalid(error.to_string()))?;
         let devices =
             spec::host_devices(spec).map_err(|error| Failure::invalid(error.to_string()))?;
@@ -122,10 +125,13 @@ impl Tasks {
             self.pod.dismiss(id);
             return Err(failure);
         }
-        let made = self.boot_and_make(request, &guest, &devices).await;
-        match made {
+        let made = self.boot_and_make(request, &guest, &devices, &volumes);
+        match made.await {
             Ok(vm) => {
-                let container = Container::in_vm(id, bundle.into(), stdio(request), vm);
+                let container = Container::in_vm(id, bundle.into(), stdio(request), vm.clone());
+                if !volumes.is_empty() {
+                    container.have_done(volumes::follow(id.to_owned(), volumes, vm));
+                }
                 let streams = self.open_streams(&container).await;
                 match streams {
                     Ok(()) => Ok(container),
@@ -165,6 +171,7 @@ impl Tasks {
         request: &CreateTaskRequest,
         guest: &GuestSpec,
         devices: &[HostDevice],
+        volumes: &[Volume],
     ) -> Outcome<Arc<Vm>> {
         let id = request.id.as_str();
         let lease = self.pod.vm().await.map_err(|error| match error {
@@ -178,7 +185,8 @@ impl Tasks {
         } else {
             self.pod.grow(&lease.vm).await?;
         }
-        match self.make(request, guest, devices, &lease.vm).await {
+        let made = self.make(request, guest, devices, volumes, &lease.vm);
+        match made.await {
             Ok(()) => Ok(lease.vm),
             Err(failure) => {
                 lease.vm.take_disks(id).await;
@@ -192,6 +200,7 @@ impl Tasks {
         request: &CreateTaskRequest,
         guest: &GuestSpec,
         devices: &[HostDevice],
+        volumes: &[Volume],
         vm: &Vm,
     ) -> Outcome<()> {
         let id = request.id.as_str();
@@ -205,6 +214,10 @@ impl Tasks {
                 .to_json()
                 .map_err(|error| Failure::internal(error.to_string()))?,
             stdio: Some(stdio(request).wanted()),
+            volumes: volumes
+                .iter()
+                .map(|volume| volume.content.clone())
+                .collect(),
         };
         let mut agent = vm.agent();
         vm.call(agent.create(create)).await.map(drop)
@@ -245,6 +258,13 @@ impl Tasks {
             }
         });
     }
+}
+
+/// The volumes of which the guest is given copies.
+async fn volumes_of(spec: &Spec) -> Vec<Volume> {
+    let spec = spec.clone();
+    let reading = tokio::task::spawn_blocking(move || volumes::of(&spec));
+    reading.await.unwrap_or_default()
 }
 
 /// Unmounts a container's files and removes its directory of the share.

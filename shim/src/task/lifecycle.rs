@@ -240,6 +240,7 @@ impl Tasks {
 
     async fn delete_container(&self, container: &Container) {
         let id = &container.id;
+        container.end_chores();
         match container.vm() {
             Some(vm) => {
                 let never_started = container.init.exit().is_none();

@@ -152,15 +152,15 @@ impl Cri {
     /// # Errors
     /// What containerd says.
     pub fn create(&self, pod: &Pod, container: &Container) -> Result<String, Status> {
-        let mounts = container
-            .mounts
-            .iter()
-            .map(|(there, here)| v1::Mount {
+        let mount = |readonly| {
+            move |(there, here): &(&str, &str)| v1::Mount {
                 container_path: (*there).to_owned(),
                 host_path: (*here).to_owned(),
-                readonly: false,
-            })
-            .collect();
+                readonly,
+            }
+        };
+        let mounts = container.mounts.iter().map(mount(false));
+        let mounts = mounts.chain(container.readonly_mounts.iter().map(mount(true)));
         let devices = container
             .devices
             .iter()
@@ -179,7 +179,7 @@ impl Cri {
             }),
             command: container.command.iter().map(|s| (*s).to_owned()).collect(),
             log_path: format!("{}.log", container.name),
-            mounts,
+            mounts: mounts.collect(),
             devices: devices.collect(),
             linux: Some(container::linux(container)),
             ..v1::ContainerConfig::default()

@@ -107,6 +107,7 @@ impl AgentVm {
             root_disk: DISK.into(),
             disks: Vec::new(),
             pci_devices: Vec::new(),
+            volumes: Vec::new(),
         };
         let made = self.call(async |mut agent| agent.create(request).await)?;
         Ok(made.pid)

@@ -11,8 +11,8 @@ use orlop_proto::agent::v1::{
     PauseRequest, PauseResponse, Phase, PidsRequest, PidsResponse, ResizeRequest, ResizeResponse,
     ResumeRequest, ResumeResponse, ShutdownRequest, ShutdownResponse, SignalRequest,
     SignalResponse, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
-    StatsResponse, UpdateRequest, UpdateResponse, WaitOomRequest, WaitOomResponse, WaitRequest,
-    WaitResponse,
+    StatsResponse, UpdateRequest, UpdateResponse, UpdateVolumeRequest, UpdateVolumeResponse,
+    WaitOomRequest, WaitOomResponse, WaitRequest, WaitResponse,
 };
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
@@ -82,6 +82,7 @@ impl Agent for AgentService {
             spec: request.spec,
             disks: request.disks,
             devices: Address::parse_all(&request.pci_devices)?,
+            volumes: request.volumes,
             stdio: request.stdio.unwrap_or_default(),
         };
         let containers = self.containers.clone();
@@ -181,6 +182,19 @@ impl Agent for AgentService {
         })
         .await?;
         Ok(Response::new(UpdateResponse {}))
+    }
+
+    async fn update_volume(
+        &self,
+        request: Request<UpdateVolumeRequest>,
+    ) -> Answer<UpdateVolumeResponse> {
+        let request = request.into_inner();
+        let container = Id::parse(&request.container)?;
+        let volume = request.volume.unwrap_or_default();
+        // A few small files in memory.
+        self.containers
+            .update_volume(&container, request.number, &volume)?;
+        Ok(Response::new(UpdateVolumeResponse {}))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Answer<DeleteResponse> {

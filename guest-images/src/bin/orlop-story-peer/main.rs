@@ -2,10 +2,13 @@
 //!
 //! It listens on a port of vsock and on the same one of TCP. Whoever connects says one line, and what follows is up to that ([`verbs`]).
 //! Each stream has a thread. A test that wants the guest to connect to it has the peer do so, and says its line on that stream.
+//!
+//! `orlop-story-peer watch DIRECTORY` does nothing of that: it prints the name of what comes to be in the directory, as it comes ([`watch`]).
 
 mod disk;
 mod sockets;
 mod verbs;
+mod watch;
 
 use std::fs::File;
 use std::io;
@@ -73,6 +76,10 @@ fn accept_all(what: &str, accept: impl Fn() -> io::Result<File>, gate: &Arc<Gate
 }
 
 fn main() -> io::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    if let (Some("watch"), Some(directory)) = (arguments.next().as_deref(), arguments.next()) {
+        return watch::tell(&directory);
+    }
     // Each stream is an open file, and the kernel's first process may have 1024.
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)?;
     let gate = Arc::new(Gate::default());

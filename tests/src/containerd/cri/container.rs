@@ -18,6 +18,8 @@ pub struct Container<'a> {
     pub command: &'a [&'a str],
     /// Files and directories of this machine for it: path there, path here.
     pub mounts: &'a [(&'a str, &'a str)],
+    /// The same, which it may only read.
+    pub readonly_mounts: &'a [(&'a str, &'a str)],
     /// Devices of this machine for it: path there, path here, and what it may do (`r`, `w`, `m`).
     pub devices: &'a [(&'a str, &'a str, &'a str)],
     /// Bytes of memory that it may have; 0 for no limit.
@@ -39,6 +41,7 @@ impl<'a> Container<'a> {
             image: image::BUSYBOX,
             command,
             mounts: &[],
+            readonly_mounts: &[],
             devices: &[],
             memory: 0,
             cpu: 0,

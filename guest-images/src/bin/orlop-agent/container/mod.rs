@@ -1,7 +1,7 @@
 //! The containers of the guest, and what is done with them.
 //!
 //! [`spec`] fits the host's spec to the guest, [`launch`] has libcontainer make the process, [`process`] keeps it, and [`control`]
-//! is what can be done with it then. Everything that changes a container goes through [`Containers`].
+//! is what can be done with it then; [`volumes`] are those that the guest keeps itself. Everything that changes a container goes through [`Containers`].
 
 mod control;
 mod devices;
@@ -11,6 +11,7 @@ mod places;
 mod process;
 mod root;
 mod spec;
+mod volumes;
 
 use std::collections::HashMap;
 use std::fs;
@@ -19,7 +20,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use orlop_proto::agent::v1::{DiskDevice, Stdio};
+use orlop_proto::agent::v1::{DiskDevice, Stdio, Volume};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 
@@ -94,6 +95,8 @@ pub struct Creation {
     pub disks: Vec<DiskDevice>,
     /// Devices of the host's whose nodes it gets.
     pub devices: Vec<Address>,
+    /// The volumes that are kept for it in the guest's memory.
+    pub volumes: Vec<Volume>,
     /// The streams that its process gets.
     pub stdio: Stdio,
 }
@@ -106,6 +109,7 @@ impl Containers {
     pub fn new(reaper: Arc<Reaper>, places: Places) -> io::Result<Self> {
         fs::create_dir_all(&places.state)?;
         fs::create_dir_all(&places.bundles)?;
+        fs::create_dir_all(&places.volumes)?;
         Ok(Self {
             reaper,
             places,
@@ -161,6 +165,7 @@ impl Containers {
         let bundle = self.places.bundle(&creation.id);
         fs::create_dir_all(&bundle).map_err(|error| Error::system(bundle.display(), error))?;
         creation.root.mount(&bundle)?;
+        volumes::make(&self.places.volumes(&creation.id), &creation.volumes)?;
         write_json(&bundle.join("config.json"), &guest.spec)?;
         let process = guest.spec.process().as_ref();
         let terminal = process.is_some_and(|process| process.terminal().unwrap_or(false));
@@ -335,7 +340,11 @@ impl Containers {
             log::warn!("the control group of container {id} cannot be removed: {error}");
         }
         Root::unmount(&self.places.bundle(id));
-        for directory in [self.places.state.join(id.as_str()), self.places.bundle(id)] {
+        for directory in [
+            self.places.state.join(id.as_str()),
+            self.places.bundle(id),
+            self.places.volumes(id),
+        ] {
             match fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     log::warn!("{} cannot be removed: {error}", directory.display());

@@ -13,6 +13,8 @@ pub struct Places {
     pub state: PathBuf,
     /// The agent's files for each container.
     pub bundles: PathBuf,
+    /// The volumes that are kept in the guest's memory (`orlop_proto::agent::VOLUMES`).
+    pub volumes: PathBuf,
 }
 
 impl Places {
@@ -22,7 +24,12 @@ impl Places {
             share,
             state: directory.join("state"),
             bundles: directory.join("bundles"),
+            volumes: directory.join("volumes"),
         }
+    }
+
+    pub(super) fn volumes(&self, container: &Id) -> PathBuf {
+        self.volumes.join(container.as_str())
     }
 
     pub(super) fn bundle(&self, container: &Id) -> PathBuf {

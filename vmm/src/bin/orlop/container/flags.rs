@@ -21,7 +21,7 @@ pub struct Flags {
     /// A variable of the command's environment; without =VALUE, as it is in ours (repeatable)
     #[arg(long, short, value_name = "KEY[=VALUE]", requires = "image")]
     pub env: Vec<String>,
-    /// A directory of the host's in the container (repeatable)
+    /// A directory of the host's in the container, or with :ro a copy of a file (repeatable)
     #[arg(
         long = "volume",
         short,

@@ -14,7 +14,7 @@ mod volume;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use orlop_proto::agent::v1::CreateRequest;
 use orlop_vmm::config::{ConsoleConfig, VmName};
 use orlop_vmm::oci::Kept;
@@ -24,6 +24,7 @@ use tonic::Status;
 use self::session::Session;
 pub use self::settings::Settings;
 use self::vm::Vm;
+use self::volume::Volumes;
 use crate::{client, image, run, virtiofsd};
 
 /// The container in the VM; `orlop exec` names the VM alone.
@@ -78,18 +79,20 @@ fn status_of(error: &anyhow::Error) -> u8 {
 fn try_run(mut arguments: run::Arguments) -> anyhow::Result<u8> {
     let settings = Settings::load()?;
     let flags = arguments.container.clone();
+    let volumes = Volumes::of(&flags.volumes)?;
     let kept = image::provide(flags.image.as_deref().unwrap_or_default())?;
     let name: VmName = match arguments.name.take() {
         Some(name) => name,
         None => format!("vm-{}", std::process::id()).parse()?,
     };
-    let spec = spec::container(&kept, &flags, name.as_str())?;
+    let spec = spec::container(&kept, &flags, &volumes, name.as_str())?;
     let state = StateDirectory::of_user();
     state
         .make()
         .with_context(|| format!("cannot make {}", state.path().display()))?;
     let vsock = exec::vsock(&name);
     let limit = Duration::from_secs(settings.boot_timeout);
+    arguments.shares.extend(volumes.shares()?);
     prepare(&mut arguments, &kept, &name, settings)?;
     let process = exec::Process::of(&spec, &name)?;
     let ended = process.clone();
@@ -111,8 +114,18 @@ fn try_run(mut arguments: run::Arguments) -> anyhow::Result<u8> {
         interactive: flags.interactive,
         tty: flags.tty,
     };
+    let create = CreateRequest {
+        container: CONTAINER.into(),
+        bundle: String::new(),
+        spec: serde_json::to_vec(&spec)?,
+        stdio: Some(session.stdio()),
+        root_disk: DISK.into(),
+        disks: Vec::new(),
+        pci_devices: Vec::new(),
+        volumes: volumes.copies(),
+    };
     let runtime = client::runtime()?;
-    let status = runtime.block_on(attend(vm, limit, session, &spec, news));
+    let status = runtime.block_on(attend(vm, limit, session, create, news));
     process.remove();
     runtime.shutdown_background();
     status
@@ -125,13 +138,10 @@ fn prepare(
     name: &VmName,
     settings: Settings,
 ) -> anyhow::Result<()> {
-    let volumes = std::mem::take(&mut arguments.container.volumes);
     arguments.container.image = None;
     // A kernel of the user's may need no initramfs of ours, but the agent is there.
     arguments.kernel.get_or_insert(settings.kernel.into());
-    arguments
-        .initramfs
-        .get_or_insert(settings.initramfs.into());
+    arguments.initramfs.get_or_insert(settings.initramfs.into());
     if std::env::var_os(virtiofsd::VARIABLE).is_none() {
         arguments.virtiofsd = arguments.virtiofsd.take().or(settings.virtiofsd);
     }
@@ -143,15 +153,6 @@ fn prepare(
     arguments.vsock = Some(format!("socket={}", exec::vsock(name).display()).parse()?);
     arguments.console = Some(ConsoleConfig::Null);
     arguments.no_reboot = true;
-    for (number, volume) in volumes.iter().enumerate() {
-        if !volume.host.is_dir() {
-            bail!(
-                "--volume {}: it is not a directory; a file is shared by its directory",
-                volume.host.display()
-            );
-        }
-        arguments.shares.push(volume.share(number)?);
-    }
     Ok(())
 }
 
@@ -159,7 +160,7 @@ async fn attend(
     mut vm: Vm,
     limit: Duration,
     session: Session<'_>,
-    spec: &serde_json::Value,
+    create: CreateRequest,
     news: tokio::sync::mpsc::Receiver<session::News>,
 ) -> anyhow::Result<u8> {
     let mut agent = match vm.agent(limit).await {
@@ -168,15 +169,6 @@ async fn attend(
             vm.end(None).await?;
             return Err(error);
         }
-    };
-    let create = CreateRequest {
-        container: CONTAINER.into(),
-        bundle: String::new(),
-        spec: serde_json::to_vec(spec)?,
-        stdio: Some(session.stdio()),
-        root_disk: DISK.into(),
-        disks: Vec::new(),
-        pci_devices: Vec::new(),
     };
     let status = match agent.create(create).await {
         Ok(_) => session.attend(agent.clone(), news).await,

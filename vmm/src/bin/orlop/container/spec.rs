@@ -4,8 +4,9 @@ use anyhow::{Context as _, bail};
 use orlop_vmm::oci::{Config, Kept, User};
 use serde_json::{Value, json};
 
+use super::CONTAINER;
 use super::flags::Flags;
-use super::volume::Volume;
+use super::volume::Volumes;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -31,8 +32,14 @@ const CAPABILITIES: [&str; 14] = [
 ///
 /// # Errors
 /// When there is no command, or a user that the image does not know.
-pub fn container(image: &Kept, flags: &Flags, name: &str) -> anyhow::Result<Value> {
-    let mounts = mounts(flags.volumes.iter().enumerate());
+pub fn container(
+    image: &Kept,
+    flags: &Flags,
+    volumes: &Volumes,
+    name: &str,
+) -> anyhow::Result<Value> {
+    let mut mounts = mounts();
+    mounts.extend(volumes.mounts(CONTAINER));
     Ok(json!({
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs", "readonly": false},
@@ -112,8 +119,9 @@ fn environment(config: &Config, flags: &Flags, home: &str) -> Vec<String> {
     kept
 }
 
-fn mounts<'a>(volumes: impl Iterator<Item = (usize, &'a Volume)>) -> Vec<Value> {
-    let mut mounts = vec![
+/// What every container has.
+fn mounts() -> Vec<Value> {
+    vec![
         json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}),
         json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
         json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
@@ -122,12 +130,7 @@ fn mounts<'a>(volumes: impl Iterator<Item = (usize, &'a Volume)>) -> Vec<Value> 
         json!({"destination": "/dev/shm", "type": "bind", "source": "/run/orlop/shm", "options": ["rbind", "nosuid", "noexec", "nodev"]}),
         json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]}),
         json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid", "noexec", "nodev"]}),
-    ];
-    mounts.extend(volumes.map(|(number, volume)| {
-        let options: &[&str] = if volume.readonly { &["ro"] } else { &[] };
-        json!({"destination": volume.guest, "type": "virtiofs", "source": Volume::tag(number), "options": options})
-    }));
-    mounts
+    ]
 }
 
 #[cfg(test)]
@@ -158,7 +161,8 @@ mod tests {
         };
         let line = [&["run", "--image=i"], flags].concat();
         let line = Line::try_parse_from(line).unwrap();
-        container(&image, &line.run.container, "c1")
+        let flags = &line.run.container;
+        container(&image, flags, &Volumes::default(), "c1")
     }
 
     #[test]
