@@ -5,6 +5,7 @@ mod give_back;
 mod huge;
 pub mod own_code;
 pub mod own_heap;
+mod place;
 pub mod pluggable;
 mod region;
 pub mod slots;

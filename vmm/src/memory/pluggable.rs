@@ -9,7 +9,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress};
 
 use super::dma::Dma;
 use super::give_back::punch;
@@ -93,8 +93,8 @@ pub fn region(start: GuestAddress, len: u64) -> Result<Region, Error> {
     let size = block_size(len);
     let count = usize::try_from(len / size).map_err(|e| failed(io::Error::other(e)))?;
     let length = usize::try_from(len).map_err(|e| failed(io::Error::other(e)))?;
-    let mapping = GuestRegionMmap::from_range(start, length, Some(file.clone()));
-    let mapping = mapping.map_err(|source| Error::Map { size: len, source })?;
+    let region = Region::map(start, length, Some(file.clone()));
+    let region = region.map_err(|source| Error::Map { size: len, source })?;
     let blocks = Blocks {
         plugged: (0..count).map(|_| AtomicBool::new(false)).collect(),
         bytes: AtomicU64::new(0),
@@ -103,7 +103,7 @@ pub fn region(start: GuestAddress, len: u64) -> Result<Region, Error> {
         file,
         reach: Mutex::default(),
     };
-    Ok(Region::pluggable(mapping, blocks))
+    Ok(region.with(blocks))
 }
 
 impl Blocks {

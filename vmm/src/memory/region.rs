@@ -3,12 +3,13 @@
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use vm_memory::bitmap::BS;
-use vm_memory::mmap::FromRangesError;
+use vm_memory::mmap::{FromRangesError, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
     GuestRegionCollection, GuestRegionMmap, GuestUsize, MemoryRegionAddress, VolatileSlice,
 };
 
+use super::place::Place;
 use super::pluggable::Blocks;
 
 /// The guest's memory.
@@ -18,27 +19,54 @@ pub type GuestMemory = GuestRegionCollection<Region>;
 #[derive(Debug)]
 pub struct Region {
     mapping: GuestRegionMmap<()>,
+    /// What the mapping is of, unless that owns it itself: it must last as long.
+    _place: Option<Place>,
     blocks: Option<Blocks>,
     /// Whether its pages must stay where they are.
     pinned: RwLock<bool>,
 }
 
 impl Region {
-    /// RAM.
-    pub fn ram(mapping: GuestRegionMmap<()>) -> Self {
+    /// RAM in a mapping that owns itself.
+    pub(super) fn ram(mapping: GuestRegionMmap<()>) -> Self {
         Region {
             mapping,
+            _place: None,
             blocks: None,
             pinned: RwLock::new(false),
         }
     }
 
-    /// Memory that comes and goes by `blocks`, which are as long as `mapping`.
-    pub(super) fn pluggable(mapping: GuestRegionMmap<()>, blocks: Blocks) -> Self {
+    /// RAM at this address, of this size, in a file if there is one.
+    pub(super) fn map(
+        start: GuestAddress,
+        len: usize,
+        file: Option<FileOffset>,
+    ) -> Result<Self, FromRangesError> {
+        let place = Place::map(len, file.as_ref()).map_err(MmapRegionError::Mmap)?;
+        let mut mapping = MmapRegionBuilder::new(len)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(match file {
+                Some(_) => libc::MAP_SHARED,
+                None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            });
+        if let Some(file) = file {
+            mapping = mapping.with_file_offset(file);
+        }
+        // SAFETY: these addresses are mapped so, and stay as long as the region does.
+        let mapping = unsafe { mapping.with_raw_mmap_pointer(place.start()) }.build()?;
+        let mapping = GuestRegionMmap::new(mapping, start);
+        Ok(Region {
+            _place: Some(place),
+            ..Self::ram(mapping.ok_or(FromRangesError::InvalidGuestRegion)?)
+        })
+    }
+
+    /// The same as memory that comes and goes by `blocks`, which are as long.
+    pub(super) fn with(self, blocks: Blocks) -> Self {
         Region {
-            mapping,
             blocks: Some(blocks),
-            pinned: RwLock::new(false),
+            ..self
         }
     }
 
@@ -127,10 +155,7 @@ pub fn backed(
 ) -> Result<GuestMemory, FromRangesError> {
     let regions = ranges
         .into_iter()
-        .map(|(start, size, file)| {
-            let mapping = GuestRegionMmap::from_range(start, size, file)?;
-            Ok(Arc::new(Region::ram(mapping)))
-        })
+        .map(|(start, size, file)| Ok(Arc::new(Region::map(start, size, file)?)))
         .collect::<Result<Vec<_>, FromRangesError>>()?;
     Ok(GuestMemory::from_arc_regions(regions)?)
 }
