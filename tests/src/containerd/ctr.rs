@@ -11,6 +11,8 @@ use super::Node;
 
 /// How long one call may take.
 const LIMIT: Duration = Duration::from_secs(240);
+/// How long a command that was killed may take to have said everything.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What a command left behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,11 +39,12 @@ impl Done {
     }
 }
 
-/// A command that runs.
+/// A command that runs. One that is left over when a story fails is ended, and what it has said is shown: it may be the reason.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
-    collectors: Collectors,
+    /// Until it has been waited for.
+    collectors: Option<Collectors>,
 }
 
 #[derive(Debug)]
@@ -105,10 +108,10 @@ impl Running {
         let input = input.to_vec();
         // A command that reads no further is no error here: its status tells.
         thread::spawn(move || stdin.write_all(&input));
-        let collectors = Collectors {
+        let collectors = Some(Collectors {
             stdout: collect(stdout),
             stderr: collect(stderr),
-        };
+        });
         Ok(Self { child, collectors })
     }
 
@@ -126,17 +129,17 @@ impl Running {
         let end = Instant::now() + limit;
         loop {
             if let Some(status) = self.child.try_wait()? {
+                let (stdout, stderr) = self.said();
                 return Ok(Done {
                     status: crate::host::outcome::shell_status(status),
-                    stdout: self.collectors.stdout.join().unwrap_or_default(),
-                    stderr: self.collectors.stderr.join().unwrap_or_default(),
+                    stdout,
+                    stderr,
                 });
             }
             if Instant::now() > end {
                 self.child.kill()?;
                 self.child.wait()?;
-                let stdout = self.collectors.stdout.join().unwrap_or_default();
-                let stderr = self.collectors.stderr.join().unwrap_or_default();
+                let (stdout, stderr) = self.said();
                 bail!(
                     "no end after {} s; so far it said {:?} and {:?}",
                     limit.as_secs(),
@@ -146,6 +149,40 @@ impl Running {
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// All that it has written, once it has ended.
+    fn said(&mut self) -> (Vec<u8>, Vec<u8>) {
+        let collected = |thread: thread::JoinHandle<Vec<u8>>| thread.join().unwrap_or_default();
+        let collectors = self.collectors.take();
+        collectors.map_or_else(Default::default, |collectors| {
+            (collected(collectors.stdout), collected(collectors.stderr))
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !thread::panicking() || self.collectors.is_none() {
+            return;
+        }
+        let ended = self.child.try_wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // A child of its own may still hold the pipes.
+        let end = Instant::now() + LAST_WORDS;
+        let open = |collectors: &Collectors| {
+            !collectors.stderr.is_finished() || !collectors.stdout.is_finished()
+        };
+        while self.collectors.as_ref().is_some_and(open) {
+            if Instant::now() > end {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        let (_, stderr) = self.said();
+        let stderr = String::from_utf8_lossy(&stderr);
+        eprintln!("a program that was running ({ended:?} before it was killed) said:\n{stderr}");
     }
 }
 
