@@ -15,6 +15,7 @@ use guest::{Guest, Kernel, control};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use orlop_proto::vmm::v1::KillRequest;
 use orlop_testbed::containerd::ctr::Running;
+use orlop_testbed::stories;
 
 const MIB: usize = 1 << 20;
 /// How long a guest may take over 256 MiB on an emulated machine that is busy with other things.
@@ -64,20 +65,23 @@ fn disk(path: &Path, more: &str) -> String {
 
 #[test]
 fn a_pattern_that_a_guest_writes_is_on_the_host_and_in_the_next_guest_to_the_byte() {
-    /// The disk's size in MiB.
-    const SIZE: usize = 256;
     let Some(stage) = stage() else { return };
+    // In MiB, for 16 parts.
+    let size = stories::size(64, 256) as usize;
+    let part = size / 16;
     // Two writers, so that there is always more than one request. One processor: an emulated guest of two stops too often for a story
     // of a minute (README, "Not yet").
-    let copy = "load virtio_blk; \
-                half() { for at in 0 1 2 3 4 5 6 7; do at=$((8 * $1 + at)); \
-                dd if=/dev/vdb of=/dev/vda bs=1M count=16 skip=$((16 * at)) seek=$((16 * at)) conv=notrunc,fsync 2>/dev/null \
-                && echo part $at written after $(cut -d' ' -f1 /proc/uptime) s; done; }; \
-                half 0 & half 1 & wait; poweroff -f";
-    let writer = Guest::new(Kernel::Vmlinux, copy);
+    let copy = format!(
+        "load virtio_blk; \
+         half() {{ for at in 0 1 2 3 4 5 6 7; do at=$((8 * $1 + at)); \
+         dd if=/dev/vdb of=/dev/vda bs=1M count={part} skip=$(({part} * at)) seek=$(({part} * at)) conv=notrunc,fsync 2>/dev/null \
+         && echo part $at written after $(cut -d' ' -f1 /proc/uptime) s; done; }}; \
+         half 0 & half 1 & wait; poweroff -f"
+    );
+    let writer = Guest::new(Kernel::Vmlinux, &copy);
     let (image, expected) = (writer.path("image"), writer.path("expected"));
-    sparse(&image, SIZE);
-    pattern(&expected, SIZE);
+    sparse(&image, size);
+    pattern(&expected, size);
     let writing = writer.start(&[
         "--disk",
         &disk(&image, ""),

@@ -49,16 +49,16 @@ pub fn programs() -> Result<()> {
     run(command)
 }
 
-/// Builds `orlop-bench`, and returns its path.
+/// Builds `orlop-bench`, and returns its path. What it measures are other programs; it shares what it is made of with the tests.
 ///
 /// # Errors
 /// When it does not compile.
 pub fn benchmarks() -> Result<PathBuf> {
     step("building orlop-bench");
     let mut command = cargo_command();
-    command.args(["build", "--release", "--package=orlop-benches"]);
+    command.args(["build", "--package=orlop-benches"]);
     run(command)?;
-    Ok(target().join("release/orlop-bench"))
+    Ok(target().join("debug/orlop-bench"))
 }
 
 /// Builds the guest that drives its devices wrongly. It is a workspace of its own, since it has no operating system.
@@ -91,7 +91,13 @@ fn hostile_guest_target() -> PathBuf {
 /// # Errors
 /// When it cannot be fetched or does not compile.
 pub fn virtiofsd(cache: &Cache) -> Result<()> {
-    install(cache, &cache.virtiofsd(), "virtiofsd", VIRTIOFSD_VERSION)
+    install(
+        cache,
+        &cache.virtiofsd(),
+        "virtiofsd",
+        VIRTIOFSD_VERSION,
+        &[],
+    )
 }
 
 /// Builds fsx from crates.io, if it is not there.
@@ -99,11 +105,12 @@ pub fn virtiofsd(cache: &Cache) -> Result<()> {
 /// # Errors
 /// When it cannot be fetched or does not compile.
 pub fn fsx(cache: &Cache) -> Result<()> {
-    install(cache, &cache.fsx(), "fsx", FSX_VERSION)
+    // What it does is waiting for file systems: to build it quickly is worth more.
+    install(cache, &cache.fsx(), "fsx", FSX_VERSION, &["--debug"])
 }
 
 /// Builds a program from crates.io.
-fn install(cache: &Cache, program: &Path, name: &str, version: &str) -> Result<()> {
+fn install(cache: &Cache, program: &Path, name: &str, version: &str, how: &[&str]) -> Result<()> {
     if program.exists() {
         return Ok(());
     }
@@ -111,6 +118,7 @@ fn install(cache: &Cache, program: &Path, name: &str, version: &str) -> Result<(
     let mut command = cargo_command();
     command
         .args(["install", name, "--locked", "--version", version])
+        .args(how)
         .arg("--root")
         .arg(cache.root())
         .arg("--target-dir")
