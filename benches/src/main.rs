@@ -6,7 +6,9 @@
 //!
 //! How each figure is taken is in this crate's `README.md`.
 
+mod budgets;
 mod contender;
+mod counts;
 mod devices;
 mod figures;
 mod memory;
@@ -35,6 +37,9 @@ enum What {
         /// How many starts of each are measured
         #[arg(long)]
         runs: u32,
+        /// Measure Orlop alone, and fail where it exceeds its budget
+        #[arg(long)]
+        check: bool,
     },
     /// A guest's devices, beside QEMU's machines
     Devices {
@@ -55,7 +60,8 @@ enum What {
 
 fn main() -> ExitCode {
     let measured = match Arguments::parse().what {
-        What::Start { runs } => start::measure(runs),
+        What::Start { runs, check: false } => start::measure(runs),
+        What::Start { runs, check: true } => start::check(runs),
         What::Devices { runs, only } => devices::measure(runs, &only),
         What::Pod { runs } => pod::measure(runs),
     };

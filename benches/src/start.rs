@@ -1,7 +1,7 @@
 //! How fast a VM starts and what it costs, side by side with QEMU's microvm machine.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -10,7 +10,9 @@ use orlop_testbed::cpio::{Archive, DIRECTORY, PROGRAM};
 use orlop_testbed::progress::step;
 use orlop_testbed::setup::build;
 
+use crate::budgets::{Budgets, Costs};
 use crate::contender::{Contender, Content, Guest, last_words};
+use crate::counts::{Counts, Exits};
 use crate::figures::{median, table};
 use crate::memory;
 use crate::trace::Trace;
@@ -34,46 +36,117 @@ struct Start {
     beyond_ram: u64,
 }
 
+impl Start {
+    fn beyond_ram_mib(&self) -> f64 {
+        self.beyond_ram as f64 / f64::from(1 << 20)
+    }
+}
+
 /// Measures `runs` starts of each VMM in turn and prints a table.
 ///
 /// # Errors
 /// When a VMM does not run, or the kernel's traces cannot be had.
 pub fn measure(runs: u32) -> Result<()> {
-    let workplace = Workplace::make()?;
-    let initramfs = workplace.path("initramfs");
-    let mark = build::programs_directory().join("orlop-boot-mark");
-    fs::write(&initramfs, archive(&mark)?)?;
-    let guest = Guest {
-        kernel: workplace.kernel(),
-        memory_mib: MEMORY_MIB,
-        content: Content::Initramfs(initramfs),
-    };
+    let stage = Stage::set()?;
     let contenders = [
-        Contender::Orlop(workplace.orlop()),
-        Contender::QemuMicrovm(workplace.emulator()),
+        Contender::Orlop(stage.workplace.orlop()),
+        Contender::QemuMicrovm(stage.workplace.emulator()),
     ];
-    let console = workplace.path("console");
-    huge_pages_on_advice();
-    let mut starts = contenders.each_ref().map(|_| Vec::new());
-    for run in 0..=runs {
-        for (contender, starts) in contenders.iter().zip(&mut starts) {
-            let name = contender.name();
-            let start = one(contender, &guest, &console)
-                .with_context(|| format!("{name}: {}", last_words(&console)))?;
-            // The first one fills caches.
-            if run > 0 {
-                step(format!(
-                    "run {run} of {runs}, {name}: {:.1} ms to the first instruction, {:.1} ms to init",
-                    start.to_first_entry * 1000.0,
-                    start.to_init * 1000.0
-                ));
-                starts.push(start);
-            }
-        }
-    }
+    let starts = stage.starts(&contenders, runs)?;
+    let counts = stage.counts(&contenders)?;
     let [ours, theirs] = &starts;
     print!("{}", report(ours, theirs)?);
+    let [ours, theirs] = &counts;
+    print!("{}", report_counts(ours, theirs));
     Ok(())
+}
+
+/// Measures `runs` starts of Orlop, and sees whether they keep to their budgets.
+///
+/// # Errors
+/// When one is exceeded; otherwise as [`measure`].
+pub fn check(runs: u32) -> Result<()> {
+    let budget = Budgets::read()?.start;
+    let stage = Stage::set()?;
+    let orlop = [Contender::Orlop(stage.workplace.orlop())];
+    let [starts] = stage.starts(&orlop, runs)?;
+    let [counts] = stage.counts(&orlop)?;
+    let least = |figure: fn(&Start) -> f64| starts.iter().map(figure).fold(f64::INFINITY, f64::min);
+    let costs = Costs {
+        first_instruction_ms: least(|start| start.to_first_entry * 1000.0),
+        kernel_ms: least(|start| (start.to_init - start.to_first_entry) * 1000.0),
+        beyond_ram_mib: least(Start::beyond_ram_mib),
+        system_calls: counts.system_calls as f64,
+        exits: counts.exits.all.values().sum::<u64>() as f64,
+        exits_to_user_space: counts.exits.to_user_space.values().sum::<u64>() as f64,
+    };
+    costs.keep_to(&budget)
+}
+
+/// What is started, and where.
+struct Stage {
+    workplace: Workplace,
+    guest: Guest,
+    console: PathBuf,
+}
+
+impl Stage {
+    fn set() -> Result<Self> {
+        let workplace = Workplace::make()?;
+        let initramfs = workplace.path("initramfs");
+        let mark = build::programs_directory().join("orlop-boot-mark");
+        fs::write(&initramfs, archive(&mark)?)?;
+        huge_pages_on_advice();
+        Ok(Self {
+            guest: Guest {
+                kernel: workplace.kernel(),
+                memory_mib: MEMORY_MIB,
+                content: Content::Initramfs(initramfs),
+            },
+            console: workplace.path("console"),
+            workplace,
+        })
+    }
+
+    /// `runs` starts of each, in turn.
+    fn starts<const N: usize>(
+        &self,
+        contenders: &[Contender; N],
+        runs: u32,
+    ) -> Result<[Vec<Start>; N]> {
+        let mut starts = contenders.each_ref().map(|_| Vec::new());
+        for run in 0..=runs {
+            for (contender, starts) in contenders.iter().zip(&mut starts) {
+                let start = one(contender, &self.guest, &self.console)
+                    .with_context(|| self.failure(contender))?;
+                // The first one fills caches.
+                if run > 0 {
+                    step(format!(
+                        "run {run} of {runs}, {}: {:.1} ms to the first instruction, {:.1} ms to init",
+                        contender.name(),
+                        start.to_first_entry * 1000.0,
+                        start.to_init * 1000.0
+                    ));
+                    starts.push(start);
+                }
+            }
+        }
+        Ok(starts)
+    }
+
+    /// What a start of each costs in exits.
+    fn counts<const N: usize>(&self, contenders: &[Contender; N]) -> Result<[Counts; N]> {
+        let mut counts = [const { None }; N];
+        for (contender, counts) in contenders.iter().zip(&mut counts) {
+            let counted = Counts::of(contender, &self.guest, &self.console);
+            *counts = Some(counted.with_context(|| self.failure(contender))?);
+        }
+        Ok(counts.map(Option::unwrap_or_default))
+    }
+
+    fn failure(&self, contender: &Contender) -> String {
+        format!("{}: {}", contender.name(), last_words(&self.console))
+    }
 }
 
 fn one(contender: &Contender, guest: &Guest, console: &Path) -> Result<Start> {
@@ -112,9 +185,10 @@ fn report(ours: &[Start], theirs: &[Start]) -> Result<String> {
             start.to_first_entry * 1000.0
         }),
         ("exec to init, ms", |start| start.to_init * 1000.0),
-        ("private memory beyond the guest's RAM, MiB", |start| {
-            start.beyond_ram as f64 / f64::from(1 << 20)
-        }),
+        (
+            "private memory beyond the guest's RAM, MiB",
+            Start::beyond_ram_mib,
+        ),
     ];
     let rows = figures
         .into_iter()
@@ -130,6 +204,26 @@ fn report(ours: &[Start], theirs: &[Start]) -> Result<String> {
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(table(["", "Orlop", "QEMU microvm", "ratio"], rows))
+}
+
+/// The counts of one start, which are the same each time but for interrupts of the host's.
+fn report_counts(ours: &Counts, theirs: &Counts) -> String {
+    let calls = (
+        "system calls before the first guest instruction".to_owned(),
+        [ours.system_calls, theirs.system_calls],
+    );
+    let exits = Exits::rows([&ours.exits, &theirs.exits]);
+    let rows = std::iter::once(calls).chain(exits);
+    table(
+        ["until init", "Orlop", "QEMU microvm", "ratio"],
+        rows.map(|(what, [ours, theirs])| {
+            let ratio = match theirs {
+                0 => "-".to_owned(),
+                _ => format!("{:.2}", ours as f64 / theirs as f64),
+            };
+            [what, ours.to_string(), theirs.to_string(), ratio]
+        }),
+    )
 }
 
 #[cfg(test)]

@@ -39,14 +39,8 @@ impl Trace {
     /// # Errors
     /// When the kernel has no such events, or this is not root.
     pub fn begin() -> Result<Self> {
-        if !Path::new(TRACEFS).join("events").is_dir() {
-            bail!("{TRACEFS} is not mounted; mount -t tracefs tracefs {TRACEFS}");
-        }
         let mark = Instance::make("orlop-bench-mark")?;
-        mark.write(
-            "events/kvm/kvm_cpuid/filter",
-            &format!("function == {}", boot_mark::LEAF),
-        )?;
+        mark.write("events/kvm/kvm_cpuid/filter", &is_mark())?;
         mark.write("events/kvm/kvm_cpuid/enable", "1")?;
         let beginning = Instance::make("orlop-bench-beginning")?;
         beginning.write("options/overwrite", "0")?;
@@ -63,7 +57,7 @@ impl Trace {
         let line = self.mark.wait(limit)?;
         let init = time_of(&line).context("the trace's line of the mark has no time")?;
         self.beginning.write("tracing_on", "0")?;
-        let text = fs::read_to_string(self.beginning.path.join("trace"))?;
+        let text = self.beginning.read("trace")?;
         let exec = format!(" pid={vmm} ");
         let mut lines = text.lines();
         let exec = lines
@@ -82,13 +76,25 @@ impl Trace {
     }
 }
 
+/// The filter of `kvm_cpuid` that lets the guest's mark through.
+pub fn is_mark() -> String {
+    format!("function == {}", boot_mark::LEAF)
+}
+
 /// A trace of its own in the kernel, which goes when this is dropped.
-struct Instance {
+pub struct Instance {
     path: PathBuf,
 }
 
 impl Instance {
-    fn make(name: &str) -> Result<Self> {
+    /// Makes it, or makes it anew.
+    ///
+    /// # Errors
+    /// When there is no tracefs, or this is not root.
+    pub fn make(name: &str) -> Result<Self> {
+        if !Path::new(TRACEFS).join("events").is_dir() {
+            bail!("{TRACEFS} is not mounted; mount -t tracefs tracefs {TRACEFS}");
+        }
         let path = Path::new(TRACEFS).join("instances").join(name);
         // One that a killed run has left.
         let _ = fs::remove_dir(&path);
@@ -98,14 +104,30 @@ impl Instance {
         Ok(instance)
     }
 
-    fn write(&self, file: &str, value: &str) -> Result<()> {
+    /// Writes to one of its files.
+    ///
+    /// # Errors
+    /// When the kernel has no such file, or takes no such value.
+    pub fn write(&self, file: &str, value: &str) -> Result<()> {
         let path = self.path.join(file);
         fs::write(&path, value)
             .with_context(|| format!("cannot write {value:?} to {}", path.display()))
     }
 
+    /// Reads one of its files.
+    ///
+    /// # Errors
+    /// When the kernel has no such file.
+    pub fn read(&self, file: &str) -> Result<String> {
+        let path = self.path.join(file);
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
     /// The first event that comes.
-    fn wait(&self, limit: Duration) -> Result<String> {
+    ///
+    /// # Errors
+    /// When none comes within `limit`.
+    pub fn wait(&self, limit: Duration) -> Result<String> {
         let pipe = File::open(self.path.join("trace_pipe"))?;
         let end = Instant::now() + limit;
         loop {

@@ -58,14 +58,7 @@ pub fn run(subject: Subject, runs: u32, only: &[String]) -> Result<ExitCode> {
     if subject != Subject::Devices && !only.is_empty() {
         bail!("--only names kinds of devices, and is for `bench devices`");
     }
-    setup::everything()?;
-    if subject != Subject::Pod {
-        setup::own_kernel::build()?;
-    }
-    if subject == Subject::Devices {
-        setup::debian::install(setup::debian::TRAFFIC)?;
-        setup::debian::install(setup::debian::LOADS)?;
-    }
+    set_up(subject)?;
     let program = build::benchmarks()?;
     let mut command: Vec<OsString> = vec![program.into(), subject.word().into()];
     command.extend(["--runs".into(), runs.to_string().into()]);
@@ -76,7 +69,47 @@ pub fn run(subject: Subject, runs: u32, only: &[String]) -> Result<ExitCode> {
         Subject::Devices => DEVICES_LIMIT * runs,
         Subject::Pod | Subject::Start => (RUN_LIMIT * runs).max(Duration::from_secs(600)),
     };
-    let outcome = host::run(&subject.machine(), &command, Some(limit))?;
+    measure(&subject.machine(), &command, limit)
+}
+
+/// Measures `runs` times what there are budgets for, and sees whether they are kept. That is always in a virtual host whose clock counts instructions: the
+/// budgets are of those.
+///
+/// # Errors
+/// As [`run`].
+pub fn check(subject: Subject, runs: u32) -> Result<ExitCode> {
+    if subject != Subject::Start {
+        bail!("there are budgets for `bench start` only");
+    }
+    set_up(subject)?;
+    let program = build::benchmarks()?;
+    let machine = Machine {
+        force_virtual: true,
+        ..subject.machine()
+    };
+    let mut command: Vec<OsString> = vec![program.into(), subject.word().into()];
+    command.extend(["--check".into(), "--runs".into(), runs.to_string().into()]);
+    measure(
+        &machine,
+        &command,
+        (RUN_LIMIT * runs).max(Duration::from_secs(600)),
+    )
+}
+
+fn set_up(subject: Subject) -> Result<()> {
+    setup::everything()?;
+    if subject != Subject::Pod {
+        setup::own_kernel::build()?;
+    }
+    if subject == Subject::Devices {
+        setup::debian::install(setup::debian::TRAFFIC)?;
+        setup::debian::install(setup::debian::LOADS)?;
+    }
+    Ok(())
+}
+
+fn measure(machine: &Machine, command: &[OsString], limit: Duration) -> Result<ExitCode> {
+    let outcome = host::run(machine, command, Some(limit))?;
     if let Some(message) = outcome.message() {
         step(message);
     }

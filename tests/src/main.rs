@@ -73,6 +73,9 @@ enum What {
         /// Which kinds of devices (blk, net, vsock, fs), separated by commas
         #[arg(long, value_name = "KINDS", value_delimiter = ',')]
         only: Vec<String>,
+        /// Measure Orlop alone where everything is emulated and instructions are counted, and fail where a budget is exceeded (start)
+        #[arg(long)]
+        check: bool,
     },
     /// Run all tests, after a setup of what they need: the unit tests here, the stories where KVM is
     Test {
@@ -155,7 +158,14 @@ fn main() -> ExitCode {
             subject,
             runs,
             only,
+            check: false,
         } => bench::run(subject, runs, &only),
+        What::Bench {
+            subject,
+            runs,
+            only: _,
+            check: true,
+        } => bench::check(subject, runs),
         What::Test {
             only,
             full,

@@ -25,7 +25,8 @@ impl Effort {
     /// Enough where all is emulated.
     pub const EMULATED: Self = Self {
         fio: "1s",
-        iperf: "--time 1",
+        // As much for all, so that exits can be compared.
+        iperf: "--bytes 32M",
     };
 }
 

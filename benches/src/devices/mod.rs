@@ -17,6 +17,7 @@ use orlop_testbed::host::INSIDE_VARIABLE;
 use orlop_testbed::progress::step;
 
 use crate::contender::{Contender, Content, Devices, Guest, last_words};
+use crate::counts::{Counter, Exits};
 use crate::figures::{median, table};
 use crate::workplace::Workplace;
 use host::Tap;
@@ -77,15 +78,30 @@ pub fn measure(runs: u32, kinds: &[Kind]) -> Result<()> {
     let tap = Tap::make(TAP)?;
     let iperf = host::iperf(&workplace.path("iperf"))?;
     let mut measured = contenders.each_ref().map(|_| Vec::new());
+    let mut exits = contenders.each_ref().map(|_| Exits::default());
     for run in 1..=runs {
-        for (contender, measured) in contenders.iter().zip(&mut measured) {
+        for ((contender, measured), exits) in contenders.iter().zip(&mut measured).zip(&mut exits) {
             step(format!("run {run} of {runs}, {}", contender.name()));
+            let counter = Counter::begin()?;
             let one = one(&workplace, contender, &guest, &numbers);
             measured.push(one.with_context(|| contender.name())?);
+            *exits = counter.end()?;
         }
     }
     drop((iperf, tap));
     print!("{}", report(&numbers, &measured)?);
+    let rows = Exits::rows(exits.each_ref());
+    let rows = rows.into_iter().map(|(what, counts)| {
+        let [ours, microvm, q35] = counts.map(|count| count.to_string());
+        [what, ours, microvm, q35]
+    });
+    let head = [
+        "a guest's life, the last",
+        "Orlop",
+        "QEMU microvm",
+        "QEMU q35",
+    ];
+    print!("{}", table(head, rows));
     Ok(())
 }
 
