@@ -58,6 +58,12 @@ fn a_pod_sees_its_configuration_and_what_becomes_of_it() {
         "open sesame 400\n"
     );
     assert_eq!(stage.inside("told", "cat /pod/labels"), "app=\"told\"");
+    // Copies of the guest's own, whose watchers hear of changes (`pods.rs` has one); what is mounted by subPath is shared.
+    let kinds = "for at in /config /secret /pod /var/run/secrets/kubernetes.io/serviceaccount /single/greeting; do stat -f -c %T $at; done";
+    let kinds = stage.inside("told", kinds);
+    let (copies, shared) = kinds.rsplit_once("tmpfs\n").unwrap_or_default();
+    assert_eq!(copies, "tmpfs\n".repeat(3), "{kinds}");
+    assert!(!shared.is_empty() && !shared.contains("tmpfs"), "{kinds}");
     let token = stage.inside(
         "told",
         "cat /var/run/secrets/kubernetes.io/serviceaccount/token",
