@@ -15,12 +15,13 @@ fn a_source_tree_is_compiled_in_the_guest_as_on_its_host() {
     let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
     let sysroot = String::from_utf8(sysroot.unwrap().stdout).unwrap();
     let compiler = Path::new(sysroot.trim()).join("bin");
-    // An emulated guest takes eight minutes for what is optimised.
+    // An emulated guest takes eight minutes for what is optimised. What is set beside the profile is what might differ between the two.
     let (profile, output) =
         [("dev", "debug"), ("release", "release")][stories::size(0, 1) as usize];
     let compile = |target: &str| {
         format!(
-            "cd {work}/source && PATH={compiler}:$PATH CARGO_HOME=/tmp/cargo CARGO_PROFILE_DEV_DEBUG=0 \
+            "cd {work}/source && export PATH={compiler}:$PATH CARGO_HOME=/tmp/cargo CARGO_INCREMENTAL=0 && \
+             CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_STRIP=true \
              cargo build --profile {profile} --locked --offline --target-dir {work}/{target} && echo compiled",
             work = work.display(),
             compiler = compiler.display()
