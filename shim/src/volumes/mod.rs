@@ -36,7 +36,7 @@ pub struct Volume {
     pub source: PathBuf,
     /// What tells whether it has changed since.
     stamp: Stamp,
-    /// What was in it.
+    /// What was in it; nothing once the guest has it.
     pub content: agent::Volume,
     /// Whether it was said that the copy is out of date.
     out_of_date: bool,
@@ -69,6 +69,10 @@ pub fn of(spec: &Spec) -> Vec<Volume> {
 
 /// Brings the copies of a container's volumes up to date as long as its VM lives, or until this is dropped.
 pub async fn follow(container: String, mut volumes: Vec<Volume>, vm: Arc<Vm>) {
+    // The guest has it by now; the shim lives as long as the pod.
+    for volume in &mut volumes {
+        volume.content = agent::Volume::default();
+    }
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

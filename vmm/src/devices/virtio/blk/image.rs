@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use orlop_proto::files;
 
+use crate::config::HostFile;
+
 /// The unit of virtio-blk's sizes and places in bytes, whatever the disk's own block size is (virtio 1.2, 5.2.4).
 pub const SECTOR: u64 = 512;
 
@@ -134,10 +136,7 @@ impl Image {
         if flags < 0 || !allowed {
             return Err(OpenError::Mode { fd, readonly });
         }
-        // For messages. Where /proc is not there, the number must do.
-        let path = std::fs::read_link(format!("/proc/self/fd/{fd}"));
-        let path = path.unwrap_or_else(|_| format!("fd={fd}").into());
-        Image::of(file, &path, readonly)
+        Image::of(file, &HostFile::Given(fd).name(), readonly)
     }
 
     fn of(mut file: File, path: &Path, readonly: bool) -> Result<Self, OpenError> {
