@@ -231,8 +231,8 @@ fn wanted<'o>(program: &Path, only: &'o [String]) -> Result<Option<&'o [String]>
 }
 
 /// Tells the stories of some programs in a machine of their own. When the machine fails rather than a story, those that are not over are
-/// told again in another one. In an emulated machine a guest crashes or stops now and then, for a reason that is not known yet; so there,
-/// and only there, a story that failed is told again as well. A line says so each time.
+/// told again in another one. In an emulated machine a guest crashes or stops now and then, whoever runs it (docs/architecture.md); so
+/// there, and only there, a story that failed is told again as well. A line says so each time.
 fn tell_where_kvm_is(group: &Group, telling: &Telling) -> Result<(Count, bool)> {
     let this = own::program()?;
     let names: Vec<_> = group.programs.iter().map(|it| name_of(it)).collect();
