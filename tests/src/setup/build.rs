@@ -33,8 +33,12 @@ pub fn programs_directory() -> PathBuf {
     target().join(TARGET).join("release")
 }
 
-/// Builds the workspace's programs: the VMM, the shim, the device plugin, the agent, the image builder. They are linked statically: the agent because its
-/// guest has no libraries, the others because a program without a dynamic loader starts sooner and has less memory to itself.
+/// How the workspace's programs are compiled and linked. Statically: the agent because its guest has no libraries, the others because a program without a
+/// dynamic loader starts sooner and has less memory to itself. The places that are corrected when such a program starts are written in a form
+/// that takes a hundredth of the room (RELR): of the agent, which a guest has in memory twice while it boots, that is a tenth.
+const PROGRAM_FLAGS: &str = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
+
+/// Builds the workspace's programs: the VMM, the shim, the device plugin, the agent, the image builder.
 ///
 /// # Errors
 /// When they do not compile.
@@ -45,7 +49,7 @@ pub fn programs() -> Result<()> {
         .args(["build", "--release", "--bins", "--target", TARGET])
         .args(["--package=orlop-vmm", "--package=orlop-shim"])
         .args(["--package=orlop-node", "--package=orlop-guest-images"])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+        .env("RUSTFLAGS", PROGRAM_FLAGS);
     run(command)
 }
 
