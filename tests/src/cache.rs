@@ -114,7 +114,23 @@ impl Cache {
         self.own_kernel().join("bzImage")
     }
 
-    /// The guests' initramfs with the agent in it.
+    /// What guests of the kernel of our own boot with: the agent, and no modules.
+    #[must_use]
+    pub fn own_initramfs(&self) -> PathBuf {
+        self.root.join("guest/initramfs-own.cpio")
+    }
+
+    /// The initramfs that goes with [`Cache::pod_kernel`].
+    #[must_use]
+    pub fn pod_initramfs(&self) -> PathBuf {
+        if self.own_vmlinux().is_file() {
+            self.own_initramfs()
+        } else {
+            self.guest_initramfs()
+        }
+    }
+
+    /// The initramfs that goes with Debian's kernel: the agent, and that kernel's modules.
     #[must_use]
     pub fn guest_initramfs(&self) -> PathBuf {
         self.root.join("guest/initramfs.cpio")

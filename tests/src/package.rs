@@ -43,16 +43,14 @@ pub fn run(output: Option<PathBuf>) -> Result<ExitCode> {
     debian::install(debian::VIRTIOFSD_BUILD)?;
     build::programs()?;
     build::virtiofsd(&cache)?;
-    // The initramfs has this kernel's modules, so that it serves whoever prefers the packaged kernel.
     guest::kernel(&cache)?;
     guest::initramfs(&cache)?;
-    let kernel = own_kernel::build()?;
-    let members = members(
-        &build::programs_directory(),
-        &cache.virtiofsd(),
-        &kernel,
-        &cache.guest_initramfs(),
-    );
+    let guest = Guest {
+        kernel: own_kernel::build()?,
+        initramfs: cache.own_initramfs(),
+        modular_initramfs: cache.guest_initramfs(),
+    };
+    let members = members(&build::programs_directory(), &cache.virtiofsd(), &guest);
     let output = output.unwrap_or_else(|| format!("{}.tar.gz", name(VERSION)).into());
     pack(VERSION, &members, &output)?;
     step(format!(
@@ -67,8 +65,19 @@ fn name(version: &str) -> String {
     format!("orlop-{version}-x86_64")
 }
 
+/// What a release has for guests.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// The kernel of our own.
+    pub kernel: PathBuf,
+    /// The initramfs that goes with it.
+    pub initramfs: PathBuf,
+    /// One for those who prefer Debian's kernel, with its modules: whose guests have devices that our own has no drivers for.
+    pub modular_initramfs: PathBuf,
+}
+
 /// All files of a release but those that tell of the others, sorted.
-pub fn members(programs: &Path, virtiofsd: &Path, kernel: &Path, initramfs: &Path) -> Vec<Member> {
+pub fn members(programs: &Path, virtiofsd: &Path, guest: &Guest) -> Vec<Member> {
     let source = build::source();
     let member = |name, mode, source| Member { name, mode, source };
     let shim = "bin/containerd-shim-orlop-v2";
@@ -80,8 +89,13 @@ pub fn members(programs: &Path, virtiofsd: &Path, kernel: &Path, initramfs: &Pat
         member("bin/virtiofsd", PROGRAM, virtiofsd.to_owned()),
         member("install.sh", PROGRAM, source.join("deploy/install.sh")),
         member("share/config.toml", FILE, source.join("deploy/config.toml")),
-        member("share/initramfs.cpio", FILE, initramfs.to_owned()),
-        member("share/vmlinux", FILE, kernel.to_owned()),
+        member(
+            "share/initramfs-debian.cpio",
+            FILE,
+            guest.modular_initramfs.clone(),
+        ),
+        member("share/initramfs.cpio", FILE, guest.initramfs.clone()),
+        member("share/vmlinux", FILE, guest.kernel.clone()),
     ]
 }
 
@@ -180,12 +194,12 @@ mod tests {
         }
         fs::write(at("kernel"), vec![7; 1 << 20]).unwrap();
         fs::write(at("initramfs"), "").unwrap();
-        let members = members(
-            directory.path(),
-            &at("virtiofsd"),
-            &at("kernel"),
-            &at("initramfs"),
-        );
+        let guest = Guest {
+            kernel: at("kernel"),
+            initramfs: at("initramfs"),
+            modular_initramfs: at("initramfs"),
+        };
+        let members = members(directory.path(), &at("virtiofsd"), &guest);
         pack("1.2.3", &members, &at("first.tar.gz")).unwrap();
         std::thread::sleep(std::time::Duration::from_millis(1100));
         fs::write(at("kernel"), vec![7; 1 << 20]).unwrap();
@@ -207,7 +221,12 @@ mod tests {
     fn an_archive_that_cannot_be_made_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let absent = Path::new("/nonexistent");
-        let members = members(absent, absent, absent, absent);
+        let guest = Guest {
+            kernel: absent.into(),
+            initramfs: absent.into(),
+            modular_initramfs: absent.into(),
+        };
+        let members = members(absent, absent, &guest);
         let error = pack("1", &members, &directory.path().join("a.tar.gz")).unwrap_err();
         assert!(
             format!("{error:#}").contains("cannot read /nonexistent"),

@@ -4,7 +4,7 @@ mod common;
 mod guest;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -26,14 +26,17 @@ struct User {
 }
 
 impl User {
+    /// With Debian's kernel for guests.
     fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
         let cache = Cache::open().unwrap();
+        Self::with(&cache.guest_vmlinux(), &cache.guest_initramfs())
+    }
+
+    fn with(kernel: &Path, initramfs: &Path) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let virtiofsd = Cache::open().unwrap().virtiofsd();
         let config = format!(
-            "kernel = {:?}\ninitramfs = {:?}\nvirtiofsd = {:?}\nboot_timeout = 240\n",
-            cache.guest_vmlinux(),
-            cache.guest_initramfs(),
-            cache.virtiofsd()
+            "kernel = {kernel:?}\ninitramfs = {initramfs:?}\nvirtiofsd = {virtiofsd:?}\nboot_timeout = 240\n"
         );
         fs::write(directory.path().join("config.toml"), config).unwrap();
         fs::write(
@@ -96,6 +99,21 @@ fn a_command_of_an_image_has_its_streams_and_its_exit_status() {
     assert!(output.starts_with("typed\n"), "{output}");
     assert!(!output.contains(&common::host_kernel()), "{output}");
     assert_eq!(ended.error().trim(), "to-stderr");
+    drop(user);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn busybox_runs_in_a_guest_of_48_mib() {
+    let Some(stage) = stage() else { return };
+    let cache = Cache::open().unwrap();
+    let user = User::with(&cache.own_vmlinux(), &cache.own_initramfs());
+    let script = "sed -n 's/ *kB//; s/^MemAvailable: *//p' /proc/meminfo";
+    let ended = user.run(&["--memory", "48M"], script, &[]);
+    assert_eq!(ended.status, 0, "{}", ended.error());
+    let kib: u64 = ended.output().trim().parse().unwrap();
+    println!("the container has {kib} KiB");
+    assert!(kib > 2 << 10, "{kib} KiB");
     drop(user);
     stage.leaves_nothing();
 }

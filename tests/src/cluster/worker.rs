@@ -76,8 +76,10 @@ pub fn run(files: &Files) -> Result<ExitCode> {
     };
     node.write_orlop_config(&config)?;
     // Our own kernel has drivers for a VM's own devices only; pods that are given others have Debian's.
+    let cache = Cache::open()?;
     let config = OrlopConfig {
-        kernel: Cache::open()?.guest_vmlinux(),
+        kernel: cache.guest_vmlinux(),
+        initramfs: cache.guest_initramfs(),
         ..config
     };
     node.write_orlop_config_to(&node.large_config(), &config)?;

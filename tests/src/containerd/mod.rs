@@ -195,7 +195,7 @@ impl Node {
         Ok(OrlopConfig {
             vmm: build::programs_directory().join("orlop"),
             kernel: cache.pod_kernel(),
-            initramfs: cache.guest_initramfs(),
+            initramfs: cache.pod_initramfs(),
             virtiofsd: cache.virtiofsd(),
             state: self.orlop_state(),
             memory: "256M".into(),

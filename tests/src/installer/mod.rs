@@ -129,12 +129,12 @@ impl Node {
         fs::copy(shell, parts.join("containerd-shim-orlop-v2")).unwrap();
         fs::write(parts.join("vmlinux"), vec![1; 300_000]).unwrap();
         fs::write(parts.join("initramfs.cpio"), version).unwrap();
-        let members = package::members(
-            &parts,
-            &parts.join("virtiofsd"),
-            &parts.join("vmlinux"),
-            &parts.join("initramfs.cpio"),
-        );
+        let guest = package::Guest {
+            kernel: parts.join("vmlinux"),
+            initramfs: parts.join("initramfs.cpio"),
+            modular_initramfs: parts.join("initramfs.cpio"),
+        };
+        let members = package::members(&parts, &parts.join("virtiofsd"), &guest);
         let archive = parts.join("release.tar.gz");
         package::pack(version, &members, &archive).unwrap();
         let mut tar = Command::new("tar");

@@ -36,24 +36,33 @@ pub fn kernel(cache: &Cache) -> Result<()> {
     Ok(())
 }
 
-/// Builds the guest's initramfs with the agent in it, if the one at hand is older than what it is made of.
+/// Builds the guests' two initramfs with the agent in them, one for Debian's kernel and one for our own, if those at hand are older than what
+/// they are made of.
 ///
 /// # Errors
-/// When it cannot be built.
+/// When one cannot be built.
 pub fn initramfs(cache: &Cache) -> Result<()> {
     let kernel = Kernel::find(&cache.guest_kernel())?;
+    build_initramfs(&cache.guest_initramfs(), Some(&kernel.modules))?;
+    build_initramfs(&cache.own_initramfs(), None)
+}
+
+fn build_initramfs(to: &Path, modules: Option<&Path>) -> Result<()> {
     let programs = build::programs_directory();
     let (agent, builder) = (programs.join("orlop-agent"), programs.join("orlop-image"));
-    let sources = [&*agent, &*builder, &*kernel.modules];
-    if is_newer(&cache.guest_initramfs(), &sources) {
+    let sources: Vec<_> = [&*agent, &*builder].into_iter().chain(modules).collect();
+    if is_newer(to, &sources) {
         return Ok(());
     }
-    step("building the guest's initramfs");
-    replace(&cache.guest_initramfs(), |to| {
+    let of = modules.map_or("without modules", |_| "with Debian's modules");
+    step(format!("building the guest's initramfs {of}"));
+    replace(to, |to| {
         let mut command = image_builder();
         command.arg("initramfs");
         command.arg("--agent").arg(&agent);
-        command.arg("--modules").arg(&kernel.modules);
+        if let Some(modules) = modules {
+            command.arg("--modules").arg(modules);
+        }
         command.arg("--output").arg(to);
         run(command)
     })

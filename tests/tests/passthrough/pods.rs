@@ -1,7 +1,7 @@
 //! A container that is given a device of the host's by its node, as device plugins do it.
 
 use orlop_testbed::cache::Cache;
-use orlop_testbed::containerd::RUNTIME;
+use orlop_testbed::containerd::{OrlopConfig, RUNTIME};
 use orlop_testbed::host::devices::DISK;
 use orlop_testbed::image;
 
@@ -16,8 +16,12 @@ const BYTES: u64 = 1 << 20;
 fn a_container_with_a_group_s_node_has_its_disk_and_no_other_container_meanwhile() {
     let Some(stage) = stage() else { return };
     // Our own kernel has no drivers but those of a VM's devices.
-    let kernel = Cache::open().unwrap().guest_vmlinux();
-    with_config(&stage, |config| config.kernel = kernel, || shares(&stage));
+    let cache = Cache::open().unwrap();
+    let debian = |config: &mut OrlopConfig| {
+        config.kernel = cache.guest_vmlinux();
+        config.initramfs = cache.guest_initramfs();
+    };
+    with_config(&stage, debian, || shares(&stage));
     stage.leaves_nothing();
 }
 
