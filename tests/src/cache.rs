@@ -82,12 +82,16 @@ impl Cache {
         self.root.join("guest/vmlinux")
     }
 
-    /// The kernel of pods: our own where it was built, for it is what a release has and boots sooner; else Debian's.
+    /// What pods boot, a kernel and the initramfs that goes with it: our own where it was built, for it is what a release has and boots sooner;
+    /// else Debian's.
     #[must_use]
-    pub fn pod_kernel(&self) -> PathBuf {
-        Some(self.own_vmlinux())
-            .filter(|own| own.is_file())
-            .unwrap_or_else(|| self.guest_vmlinux())
+    pub fn pod_boots(&self) -> (PathBuf, PathBuf) {
+        let own = self.own_vmlinux();
+        if own.is_file() {
+            (own, self.own_initramfs())
+        } else {
+            (self.guest_vmlinux(), self.guest_initramfs())
+        }
     }
 
     /// The guests' kernel as Debian packages it, a `bzImage`.
@@ -118,16 +122,6 @@ impl Cache {
     #[must_use]
     pub fn own_initramfs(&self) -> PathBuf {
         self.root.join("guest/initramfs-own.cpio")
-    }
-
-    /// The initramfs that goes with [`Cache::pod_kernel`].
-    #[must_use]
-    pub fn pod_initramfs(&self) -> PathBuf {
-        if self.own_vmlinux().is_file() {
-            self.own_initramfs()
-        } else {
-            self.guest_initramfs()
-        }
     }
 
     /// The initramfs that goes with Debian's kernel: the agent, and that kernel's modules.

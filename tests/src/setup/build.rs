@@ -34,8 +34,8 @@ pub fn programs_directory() -> PathBuf {
 }
 
 /// How the workspace's programs are compiled and linked. Statically: the agent because its guest has no libraries, the others because a program without a
-/// dynamic loader starts sooner and has less memory to itself. The places that are corrected when such a program starts are written in a form
-/// that takes a hundredth of the room (RELR): of the agent, which a guest has in memory twice while it boots, that is a tenth.
+/// dynamic loader starts sooner and has less memory to itself. The table of what is corrected when such a program starts is packed
+/// (RELR): 9 KB rather than 737 of the agent, which a guest has in memory twice while it boots.
 const PROGRAM_FLAGS: &str = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
 
 /// Builds the workspace's programs: the VMM, the shim, the device plugin, the agent, the image builder.
