@@ -1,6 +1,7 @@
 //! `orlop-bench`: Orlop's figures, taken on this machine, which has KVM. `cargo testbed bench` builds it and runs it where KVM is.
 //!
 //! - [`devices`]: how fast a guest's devices are, side by side with QEMU's machines;
+//! - [`image`]: how soon a command of a container image says something, side by side with runc and a VM of QEMU's;
 //! - [`start`]: how fast a VM starts and what it costs, side by side with QEMU's microvm machine;
 //! - [`pod`]: where the time from `ctr run` to a container's first output goes.
 //!
@@ -11,6 +12,7 @@ mod contender;
 mod counts;
 mod devices;
 mod figures;
+mod image;
 mod memory;
 mod pod;
 mod start;
@@ -50,6 +52,12 @@ enum What {
         #[arg(long, value_delimiter = ',')]
         only: Vec<Kind>,
     },
+    /// `orlop run --image` to its command's first output, beside `runc run` and a VM of QEMU's
+    Image {
+        /// How many runs of each are measured
+        #[arg(long)]
+        runs: u32,
+    },
     /// From `ctr run` to the first output, by phase
     Pod {
         /// How many starts are measured
@@ -63,6 +71,7 @@ fn main() -> ExitCode {
         What::Start { runs, check: false } => start::measure(runs),
         What::Start { runs, check: true } => start::check(runs),
         What::Devices { runs, only } => devices::measure(runs, &only),
+        What::Image { runs } => image::measure(runs),
         What::Pod { runs } => pod::measure(runs),
     };
     match measured {

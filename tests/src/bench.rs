@@ -21,6 +21,8 @@ const DEVICES_LIMIT: Duration = Duration::from_secs(900);
 pub enum Subject {
     /// A guest's devices, side by side with QEMU's machines
     Devices,
+    /// How soon a command of a container image says something, side by side with runc and a VM of QEMU's
+    Image,
     /// Where the time from `ctr run` to the first output goes
     Pod,
     /// A VM's start and its memory, side by side with QEMU's microvm machine
@@ -31,6 +33,7 @@ impl Subject {
     fn word(self) -> &'static str {
         match self {
             Subject::Devices => "devices",
+            Subject::Image => "image",
             Subject::Pod => "pod",
             Subject::Start => "start",
         }
@@ -42,7 +45,7 @@ impl Subject {
             // What devices do, several threads do at once.
             Subject::Devices | Subject::Pod => Machine::default(),
             // The start of a VM is one thread's work after another's: so it can be counted rather than timed.
-            Subject::Start => Machine {
+            Subject::Image | Subject::Start => Machine {
                 counts_instructions: true,
                 ..Machine::default()
             },
@@ -67,7 +70,9 @@ pub fn run(subject: Subject, runs: u32, only: &[String]) -> Result<ExitCode> {
     }
     let limit = match subject {
         Subject::Devices => DEVICES_LIMIT * runs,
-        Subject::Pod | Subject::Start => (RUN_LIMIT * runs).max(Duration::from_secs(600)),
+        Subject::Image | Subject::Pod | Subject::Start => {
+            (RUN_LIMIT * runs).max(Duration::from_secs(600))
+        }
     };
     measure(&subject.machine(), &command, limit)
 }

@@ -130,6 +130,12 @@ impl Cache {
         self.root.join("guest/initramfs.cpio")
     }
 
+    /// A container image of Debian's packages, an OCI layout.
+    #[must_use]
+    pub fn debian_image(&self) -> PathBuf {
+        self.root.join("images/debian")
+    }
+
     /// The file system daemon that shares directories with a guest.
     #[must_use]
     pub fn virtiofsd(&self) -> PathBuf {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -90,8 +91,7 @@ const COMMANDS: &[&str] = &[
 /// # Errors
 /// When busybox is missing.
 pub fn archive() -> Result<Vec<u8>> {
-    let busybox = fs::read(BUSYBOX_PROGRAM)
-        .with_context(|| format!("no {BUSYBOX_PROGRAM}; install Debian's busybox-static"))?;
+    let busybox = busybox()?;
     let pause = ["/bin/busybox", "sleep", "2147483647"];
     pack(&[
         Image::new(
@@ -102,6 +102,25 @@ pub fn archive() -> Result<Vec<u8>> {
         Image::new(PAUSE, pause_layer(&busybox)?, &pause),
         Image::new(EMPTY, Layer::default().finish()?, &["sh"]),
     ])
+}
+
+/// Debian's busybox, a program that needs no libraries.
+///
+/// # Errors
+/// When it is not installed.
+pub fn busybox() -> Result<Vec<u8>> {
+    fs::read(BUSYBOX_PROGRAM)
+        .with_context(|| format!("no {BUSYBOX_PROGRAM}; install Debian's busybox-static"))
+}
+
+/// Makes the directory `root`, and in it the files of the image [`BUSYBOX`].
+///
+/// # Errors
+/// When busybox is missing, or the directory cannot be written to.
+pub fn unpack_busybox(root: &Path) -> Result<()> {
+    let layer = busybox_layer(&busybox()?, COMMANDS)?.finish()?;
+    let unpacked = tar::Archive::new(layer.as_slice()).unpack(root);
+    unpacked.with_context(|| format!("cannot write to {}", root.display()))
 }
 
 /// Debian's busybox with links for `commands`, and the files that say who there is.

@@ -66,6 +66,8 @@ const LONG: &[&str] = &[
 pub struct Telling {
     /// Whether those that take long are told too when none are asked for by name.
     all: bool,
+    /// Whether they move as much as they are meant to.
+    full: bool,
     /// Which containerd they have. A cluster has its own.
     containerd: Version,
     /// What they look at in their environment.
@@ -80,6 +82,7 @@ impl Default for Telling {
     fn default() -> Self {
         Telling {
             all: false,
+            full: false,
             containerd: Version::default(),
             variables: Vec::new(),
             limit: LIMIT,
@@ -93,6 +96,7 @@ impl Telling {
     #[must_use]
     pub fn full() -> Self {
         Telling {
+            full: true,
             variables: vec![(FULL_VARIABLE, "1".into())],
             limit: LIMIT * 6,
             ..Telling::default()
@@ -157,6 +161,9 @@ pub fn size(usual: u64, full: u64) -> u64 {
 /// When the tests could not be run. Tests that failed are told by the status.
 pub fn test(only: &[String], telling: &Telling) -> Result<ExitCode> {
     setup::for_tests()?;
+    if telling.full {
+        setup::debian_image::build(&Cache::open()?)?;
+    }
     let mut total = Count::default();
     let mut broken = false;
     if only.is_empty() {

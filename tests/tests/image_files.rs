@@ -13,8 +13,10 @@ use std::time::Duration;
 use common::stage;
 use guest::orlop;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use orlop_testbed::cache::Cache;
 use orlop_testbed::containerd::ctr::Running;
-use orlop_testbed::stories::size;
+use orlop_testbed::setup::debian_image;
+use orlop_testbed::stories::{self, size};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -243,6 +245,38 @@ fn same(what: &str, found: &BTreeMap<PathBuf, File>, expected: &BTreeMap<PathBuf
         .map(|name| (name, found.get(name), expected.get(name)))
         .collect();
     assert!(differ.is_empty(), "{what}: {differ:#?}");
+}
+
+#[test]
+fn the_files_of_debians_packages_are_those_that_umoci_unpacks() {
+    let Some(stage) = stage() else { return };
+    let layout = Cache::open().unwrap().debian_image();
+    if size(0, 1) == 0 || !layout.is_dir() {
+        stories::skip(
+            "an image of Debian's packages takes long: `cargo testbed test --full image_files` makes it",
+        );
+        return;
+    }
+    let workshop = Workshop {
+        directory: tempfile::tempdir().unwrap(),
+    };
+    let image = format!("{}:{}", layout.display(), debian_image::TAG);
+    let reference = workshop.path("reference");
+    tool(
+        "umoci",
+        &["unpack", "--image", &image, reference.to_str().unwrap()],
+    );
+    let expected = walk(&reference.join("rootfs"));
+    println!("{} entries", expected.len());
+    let set_user_id = |file: &File| file.kind == "file" && file.mode & 0o4000 != 0;
+    assert!(expected.values().any(set_user_id));
+    same(
+        "Debian",
+        &workshop.files(layout.to_str().unwrap()),
+        &expected,
+    );
+    drop(workshop);
+    stage.leaves_nothing();
 }
 
 #[test]

@@ -89,12 +89,16 @@ impl Contender {
     /// # Errors
     /// When the program cannot be run.
     pub fn start(&self, guest: &Guest, console: &Path) -> Result<Vmm> {
-        let mut command = match self {
+        start(&mut self.command(guest), console).map(Vmm)
+    }
+
+    /// The command that starts `guest`.
+    pub fn command(&self, guest: &Guest) -> Command {
+        match self {
             Contender::Orlop(program) => orlop::command(program, guest),
             Contender::QemuMicrovm(emulator) => qemu::microvm(emulator, guest),
             Contender::QemuQ35(emulator) => qemu::q35(emulator, guest),
-        };
-        start(&mut command, console).map(Vmm)
+        }
     }
 }
 

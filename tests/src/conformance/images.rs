@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::image::{BUSYBOX_PROGRAM, Image, Layer, busybox_layer, pack};
+use crate::image::{BUSYBOX_PROGRAM, Image, Layer, busybox, busybox_layer, pack};
 
 const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 const PAUSE: &str = "registry.k8s.io/pause:3.9";
@@ -85,8 +85,7 @@ pub(super) fn names() -> Vec<&'static str> {
 
 /// An archive of them all for `ctr images import`.
 pub(super) fn archive() -> Result<Vec<u8>> {
-    let program = fs::read(BUSYBOX_PROGRAM)
-        .with_context(|| format!("no {BUSYBOX_PROGRAM}; install Debian's busybox-static"))?;
+    let program = busybox()?;
     let applets = applets()?;
     // It names itself as well, which would be a link to itself.
     let is_other = |applet: &&str| *applet != "busybox";

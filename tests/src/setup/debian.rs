@@ -236,13 +236,29 @@ fn field(description: &str, name: &str) -> Option<String> {
 /// When it cannot be fetched.
 pub fn fetch(package: &str, to: &Path) -> Result<PathBuf> {
     step(format!("fetching {package}"));
-    if download(package, to).is_err() {
+    if download(&[package], to).is_err() {
         // The lists are older than what the archive now holds.
         update()?;
-        download(package, to)
+        download(&[package], to)
             .with_context(|| format!("cannot fetch the Debian package {package}"))?;
     }
     only_file(to)
+}
+
+/// Fetches `packages` into the empty directory `to`, and returns their files.
+///
+/// # Errors
+/// When one cannot be fetched.
+pub fn fetch_all(packages: &[&str], to: &Path) -> Result<Vec<PathBuf>> {
+    step(format!("fetching {} packages of Debian's", packages.len()));
+    if download(packages, to).is_err() {
+        update()?;
+        download(packages, to).context("cannot fetch Debian's packages")?;
+    }
+    let files = fs::read_dir(to)?;
+    Ok(files
+        .map(|file| Ok(file?.path()))
+        .collect::<io::Result<_>>()?)
 }
 
 /// Unpacks the package in the file `archive` to the directory `to`.
@@ -267,11 +283,12 @@ fn kernel_package(meta: &str) -> Result<Option<String>> {
         .map(str::to_owned))
 }
 
-fn download(package: &str, to: &Path) -> Result<()> {
+fn download(packages: &[&str], to: &Path) -> Result<()> {
     let mut command = apt_get();
     // Not as the user _apt, who cannot write below a home directory.
     command
-        .args(["-o", "APT::Sandbox::User=root", "download", package])
+        .args(["-o", "APT::Sandbox::User=root", "download"])
+        .args(packages)
         .current_dir(to);
     run(&mut command)
 }

@@ -1,6 +1,7 @@
 //! What a fresh Debian 12 lacks, installed or built once. Every step looks first, so a second run costs next to nothing.
 //!
 //! - [`debian`]: packages, installed or only unpacked;
+//! - [`debian_image`]: an image of Debian's packages;
 //! - [`emulator`]: a QEMU that is new enough;
 //! - [`build`]: the workspace's programs, the static agent, virtiofsd, fsx, the hostile guest;
 //! - [`go`]: Kubernetes and what a node of it has;
@@ -9,6 +10,7 @@
 
 pub mod build;
 pub mod debian;
+pub mod debian_image;
 pub mod emulator;
 pub mod go;
 pub mod guest;
