@@ -2,6 +2,7 @@
 //!
 //! - [`vmm`]: `orlop.vmm.v1`, control of one VM, served by the VMM on a unix socket;
 //! - [`agent`]: `orlop.agent.v1`, control of the inside, served by the guest's PID 1 over vsock;
+//! - [`not_executed`]: how it is told that a program could not be executed;
 //! - [`connect`]: clients' connections to both;
 //! - [`files`]: files that are handed over on a connection;
 //! - [`streams`]: the standard streams of a process in a guest, and connections to its ports.
@@ -10,6 +11,7 @@
 
 pub mod connect;
 pub mod files;
+pub mod not_executed;
 pub mod streams;
 
 /// `orlop.vmm.v1`: control of one VM.

@@ -9,12 +9,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::stage;
+use guest::on_terminal::OnTerminal;
 use guest::{orlop, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use orlop_testbed::cache::Cache;
 use orlop_testbed::containerd::ctr::{Done, Running};
 use orlop_testbed::image;
+use orlop_testbed::stories::{self, size};
 use tempfile::TempDir;
 
 /// How long a command may take, its guest's boot included.
@@ -173,6 +175,85 @@ fn an_image_that_is_damaged_is_refused_and_nothing_is_left() {
     let ended = user.run(&[], "true", &[]);
     assert_eq!(ended.status, 125, "{}", ended.error());
     assert!(ended.error().contains("images.tar"), "{}", ended.error());
+    drop(user);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn debians_shell_and_tools_run_from_debians_packages() {
+    let Some(stage) = stage() else { return };
+    let layout = Cache::open().unwrap().debian_image();
+    if size(0, 1) == 0 || !layout.is_dir() {
+        stories::skip(
+            "an image of Debian's packages takes long: `cargo testbed test --full images` makes it",
+        );
+        return;
+    }
+    let user = User::new();
+    let image = layout.display().to_string();
+    let script = ". /etc/os-release; echo $ID $BASH; perl -e 'print 6 * 7, qq(\n)'; dpkg --compare-versions 2 gt 1 && getent passwd nobody";
+    let line = ["run", "--image", &image, "--", "bash", "-c", script];
+    let running = Running::start(user.command(&line), &[]).unwrap();
+    let ended = running.wait(LIMIT).unwrap();
+    assert_eq!(ended.status, 0, "{}", ended.error());
+    let expected =
+        "debian /usr/bin/bash\n42\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
+    assert_eq!(ended.output(), expected);
+    drop(user);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_guest_that_crashes_is_said_to_have_with_the_end_of_its_console() {
+    let Some(stage) = stage() else { return };
+    let cache = Cache::open().unwrap();
+    let user = User::with(&cache.own_vmlinux(), &cache.own_initramfs());
+    let cmdline = "console=ttyS0 quiet reboot=k panic=1 sysctl.vm.panic_on_oom=1";
+    let greedy = "x=0123456789abcdef; while :; do x=$x$x; done";
+    let ended = user.run(&["--memory", "128M", "--cmdline", cmdline], greedy, &[]);
+    assert_eq!(ended.status, 125, "{}", ended.error());
+    let error = ended.error();
+    for part in [
+        "the guest's kernel panicked",
+        "Kernel panic - not syncing: Out of memory",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    drop(user);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_command_on_a_terminal_has_its_size_and_hears_when_that_changes() {
+    let Some(stage) = stage() else { return };
+    let user = User::new();
+    // What is said is not what is typed, which a terminal shows as well.
+    let says = |word: &str| {
+        format!(
+            "trap 'echo {word} $(stty size)' WINCH; trap 'exit 130' INT; trap 'exit 9' TERM; stty size; while :; do sleep 1; done"
+        )
+    };
+    let archive = user.directory.path().join("images.tar");
+    let image = format!("{}:{}", archive.display(), image::BUSYBOX);
+    let script = says("changed:");
+    let run = [
+        "run", "--image", &image, "-it", "--name", "web", "--", "sh", "-c", &script,
+    ];
+    let mut first = OnTerminal::of_size(user.command(&run), 91, 27);
+    first.shows("27 91");
+    first.resize(101, 37);
+    first.shows("changed: 37 101");
+    let script = says("also changed:");
+    let exec = ["exec", "-it", "web", "sh", "-c", &script];
+    let mut second = OnTerminal::of_size(user.command(&exec), 60, 20);
+    second.shows("20 60");
+    second.resize(61, 21);
+    second.shows("also changed: 21 61");
+    // Ctrl-C is for the command, whose end it is.
+    second.types(b"\x03");
+    assert_eq!(second.ended(), 130);
+    first.signal(Signal::SIGTERM);
+    assert_eq!(first.ended(), 9);
     drop(user);
     stage.leaves_nothing();
 }

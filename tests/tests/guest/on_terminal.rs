@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
@@ -84,7 +85,12 @@ impl OnTerminal {
         let mut shown = Vec::new();
         let end = Instant::now() + LIMIT;
         while !String::from_utf8_lossy(&shown).contains(text) {
-            assert!(Instant::now() < end, "no {text:?} in {shown:?}");
+            let said = String::from_utf8_lossy(&shown);
+            assert!(Instant::now() < end, "no {text:?} in {said:?}");
+            let mut polled = [PollFd::new(self.user.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut polled, PollTimeout::from(100_u8)).unwrap() == 0 {
+                continue;
+            }
             let mut block = [0; 256];
             let count = self.user.read(&mut block).unwrap();
             shown.extend(&block[..count]);

@@ -1,5 +1,7 @@
 //! What can go wrong with a request, and the gRPC code that it goes back with.
 
+use orlop_proto::agent::v1::not_executed::Reason;
+use orlop_proto::not_executed;
 use tonic::{Code, Status};
 
 /// A request's failure. The text is one line, for the user.
@@ -20,6 +22,14 @@ pub enum Error {
     /// A bound of the agent's is reached.
     #[error("{0}")]
     TooMany(String),
+    /// The user's program cannot be executed.
+    #[error("{why}")]
+    NotExecuted {
+        /// For programs.
+        reason: Reason,
+        /// For people.
+        why: String,
+    },
     /// What the runtime or the kernel says.
     #[error("{0}")]
     Runtime(String),
@@ -35,6 +45,7 @@ impl Error {
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let code = match error {
+            Error::NotExecuted { reason, why } => return not_executed::status(reason, why),
             Error::Invalid(_) => Code::InvalidArgument,
             Error::NotFound(_) => Code::NotFound,
             Error::Exists(_) => Code::AlreadyExists,

@@ -234,6 +234,10 @@ fn user(spec: &mut Value) {
     process["capabilities"] = json!({
         "bounding": names, "effective": names, "permitted": names, "inheritable": names, "ambient": names,
     });
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.extend(["shared", "slave", "private", "unbindable"].map(|word| {
+        json!({"destination": format!("/{word}"), "type": "bind", "source": "/run/orlop", "options": ["bind", word]})
+    }));
     let linux = &mut spec["linux"];
     linux["personality"] = json!({"domain": "LINUX32"});
     linux["timeOffsets"] = json!({"boottime": {"secs": 1_000_000, "nanosecs": 0}});
@@ -267,6 +271,11 @@ const USER: &[Row] = &[
         "process.noNewPrivileges, false",
         "grep NoNewPrivs /proc/self/status | cut -f2",
         "0",
+    ),
+    row(
+        "mounts, propagation",
+        "for at in shared slave private unbindable; do grep \" /$at \" /proc/self/mountinfo | cut -d' ' -f7 | cut -d: -f1; done",
+        "shared\nmaster\n-\nunbindable",
     ),
     row("linux.personality", "uname -m", "i686"),
     row(

@@ -121,10 +121,8 @@ pub async fn launch(
             })
         }
         Err(error) => {
-            let reported = report.finish().await;
-            Err(Error::Runtime(
-                reported.fatal.or(reported.logged).unwrap_or(error),
-            ))
+            let Reported { fatal, logged } = report.finish().await;
+            Err(fatal.map_or_else(|| Error::Runtime(logged.unwrap_or(error)), Error::from))
         }
     }
 }
@@ -141,7 +139,7 @@ impl ReportPipe {
             _ = exited(exit) => self.read_rest(&mut text),
         }
         match Reported::parse(&text).fatal {
-            Some(why) => Err(Error::Runtime(why)),
+            Some(fatal) => Err(fatal.into()),
             None => Ok(()),
         }
     }

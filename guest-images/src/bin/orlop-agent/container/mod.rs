@@ -183,10 +183,6 @@ impl Containers {
         let live = init
             .make(launch(&self.reaper, &self.places, request))
             .await?;
-        if let Some(size) = process.and_then(|process| process.console_size()) {
-            let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-            let _ = init.resize(number(size.width()), number(size.height()));
-        }
         // Without a process namespace of its own, a container's other processes outlive its first.
         let (mut exit, group) = (live.exit_watch(), cgroup.clone());
         tokio::spawn(async move {

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -9,10 +10,12 @@ use std::path::{Path, PathBuf};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access, execv};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
+use orlop_proto::agent::v1::not_executed::Reason;
 
-use super::report::Report;
+use super::report::{Fatal, Report};
 use crate::seccomp::Filter;
+use crate::stdio::terminal;
 
 /// Where programs are looked for when the process has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -33,26 +36,27 @@ impl UserProgram {
 
 impl Executor for UserProgram {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        find(spec).map(drop).map_err(|why| {
-            self.report.fatal(&why);
-            ExecutorValidationError::ArgValidationError(why)
+        find(spec).map(drop).map_err(|fatal| {
+            self.report.fatal(&fatal);
+            ExecutorValidationError::ArgValidationError(fatal.why)
         })
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let why = execute(spec, self.filter.as_ref());
-        self.report.fatal(&why);
-        Err(ExecutorError::Other(why))
+        let fatal = execute(spec, self.filter.as_ref());
+        self.report.fatal(&fatal);
+        Err(ExecutorError::Other(fatal.why))
     }
 }
 
 /// Returns only with a reason why it failed.
-fn execute(spec: &Spec, filter: Option<&Filter>) -> String {
+fn execute(spec: &Spec, filter: Option<&Filter>) -> Fatal {
     let (program, arguments) = match find(spec) {
         Ok(found) => found,
         Err(why) => return why,
     };
     restore_null_outputs();
+    give_terminal_its_size(spec);
     // SAFETY: it sets how this process takes a signal, and there is one thread. Rust's start-up code has it ignored, and the
     // user's program would inherit that.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
@@ -65,15 +69,36 @@ fn execute(spec: &Spec, filter: Option<&Filter>) -> String {
     };
     let path = CString::new(program.as_os_str().as_encoded_bytes());
     let (Ok(path), Ok(arguments)) = (path, c_strings(&arguments)) else {
-        return format!("exec: {name:?}: an argument has a zero byte in it");
+        return format!("exec: {name:?}: an argument has a zero byte in it").into();
     };
     // Nothing but the execution itself may follow, for the filter need not allow anything else.
     if let Some(Err(error)) = filter.map(Filter::load) {
-        return format!("exec: {name:?}: the seccomp filter cannot be loaded: {error}");
+        return format!("exec: {name:?}: the seccomp filter cannot be loaded: {error}").into();
     }
     match execv(&path, &arguments) {
         Ok(never) => match never {},
-        Err(errno) => format!("exec: {name:?}: {}", errno.desc().to_lowercase()),
+        Err(errno) => not_executed(&name, errno),
+    }
+}
+
+/// That the kernel does not execute `name`, as a shell tells it.
+fn not_executed(name: &str, errno: Errno) -> Fatal {
+    Fatal {
+        reason: match errno {
+            Errno::ENOENT | Errno::ENOTDIR => Reason::Missing,
+            _ => Reason::Refused,
+        },
+        why: format!("exec: {name:?}: {}", errno.desc().to_lowercase()),
+    }
+}
+
+/// The terminal is there before its user can say how large it is; a further process runs as soon as it is made.
+fn give_terminal_its_size(spec: &Spec) {
+    let process = spec.process().as_ref();
+    let process = process.filter(|process| process.terminal().unwrap_or(false));
+    if let Some(size) = process.and_then(Process::console_size) {
+        // A program can do without.
+        let _ = terminal::give_size(&io::stdin(), size.width(), size.height());
     }
 }
 
@@ -96,13 +121,14 @@ fn restore_null_outputs() {
 }
 
 /// The program's path, and the arguments.
-fn find(spec: &Spec) -> Result<(PathBuf, Vec<String>), String> {
-    let process = spec.process().as_ref().ok_or("the spec has no process")?;
+fn find(spec: &Spec) -> Result<(PathBuf, Vec<String>), Fatal> {
+    let process = spec.process().as_ref();
+    let process = process.ok_or_else(|| "the spec has no process".to_owned())?;
     let arguments = process.args().clone().unwrap_or_default();
     let name = arguments
         .first()
         .filter(|name| !name.is_empty())
-        .ok_or("exec: the process has no arguments")?;
+        .ok_or_else(|| "exec: the process has no arguments".to_owned())?;
     let path = process
         .env()
         .iter()
@@ -114,15 +140,16 @@ fn find(spec: &Spec) -> Result<(PathBuf, Vec<String>), String> {
 }
 
 /// As execvp(3) finds it, but with the words that users of runc know.
-fn look_up(name: &str, path: &str) -> Result<PathBuf, String> {
+fn look_up(name: &str, path: &str) -> Result<PathBuf, Fatal> {
     if name.contains('/') {
         return check(Path::new(name))
             .map(|()| PathBuf::from(name))
             .map_err(|errno| match errno {
-                Errno::ENOENT => {
-                    format!("exec: {name:?}: stat {name}: no such file or directory")
-                }
-                other => format!("exec: {name:?}: {}", other.desc().to_lowercase()),
+                Errno::ENOENT => Fatal {
+                    reason: Reason::Missing,
+                    why: format!("exec: {name:?}: stat {name}: no such file or directory"),
+                },
+                other => not_executed(name, other),
             });
     }
     let mut denied = false;
@@ -136,9 +163,12 @@ fn look_up(name: &str, path: &str) -> Result<PathBuf, String> {
         }
     }
     Err(if denied {
-        format!("exec: {name:?}: permission denied")
+        not_executed(name, Errno::EACCES)
     } else {
-        format!("exec: {name:?}: executable file not found in $PATH")
+        Fatal {
+            reason: Reason::Missing,
+            why: format!("exec: {name:?}: executable file not found in $PATH"),
+        }
     })
 }
 
@@ -177,22 +207,27 @@ mod tests {
         fs::write(&data, "x").unwrap();
         fs::set_permissions(&data, fs::Permissions::from_mode(0o644)).unwrap();
         let path = dir.path().to_str().unwrap();
-        assert_eq!(
-            look_up("nope", path).unwrap_err(),
-            "exec: \"nope\": executable file not found in $PATH"
-        );
-        assert_eq!(
-            look_up("/nope/x", path).unwrap_err(),
-            "exec: \"/nope/x\": stat /nope/x: no such file or directory"
-        );
-        assert_eq!(
-            look_up("data", path).unwrap_err(),
-            "exec: \"data\": permission denied"
-        );
-        assert!(
-            look_up("/bin", path)
-                .unwrap_err()
-                .contains("is a directory")
-        );
+        for (name, reason, why) in [
+            (
+                "nope",
+                Reason::Missing,
+                "exec: \"nope\": executable file not found in $PATH",
+            ),
+            (
+                "/nope/x",
+                Reason::Missing,
+                "exec: \"/nope/x\": stat /nope/x: no such file or directory",
+            ),
+            (
+                "/etc/passwd/x",
+                Reason::Missing,
+                "exec: \"/etc/passwd/x\": not a directory",
+            ),
+            ("data", Reason::Refused, "exec: \"data\": permission denied"),
+            ("/bin", Reason::Refused, "exec: \"/bin\": is a directory"),
+        ] {
+            let why = why.to_owned();
+            assert_eq!(look_up(name, path).unwrap_err(), Fatal { reason, why });
+        }
     }
 }

@@ -9,6 +9,7 @@
 //! has worked, and what is written to it why it has not.
 
 mod executor;
+mod propagation;
 pub mod report;
 
 use std::error::Error as _;
@@ -135,7 +136,7 @@ fn make(request: &Request, report: Report) -> Result<i32, String> {
     match &request.make {
         Make::Container => {
             prepare_root(&spec)?;
-            let container = builder
+            let mut container = builder
                 .as_init(&request.bundle)
                 .with_systemd(false)
                 .with_detach(true)
@@ -143,14 +144,20 @@ fn make(request: &Request, report: Report) -> Result<i32, String> {
                 .build()
                 .map_err(|error| {
                     if let Some(why) = unknown_file_system(&spec) {
-                        report.fatal(&why);
+                        report.fatal(&why.into());
                     }
                     one_line(error)
                 })?;
-            container
+            let pid = container
                 .pid()
                 .map(|pid| pid.as_raw())
-                .ok_or_else(|| "the container has no process".to_owned())
+                .ok_or_else(|| "the container has no process".to_owned())?;
+            if let Err(why) = propagation::set(pid, &spec) {
+                // It is not to be found where nobody has been told of it.
+                container.delete(true).map_err(one_line)?;
+                return Err(why);
+            }
+            Ok(pid)
         }
         Make::Process { file } => {
             // The agent starts a container by itself, which libcontainer's notes do not know.

@@ -2,7 +2,7 @@
 //!
 //! libcontainer's errors lose their causes on the way from the process to its parent, but it logs them where they happen. So its log
 //! goes into the pipe too, and the first line of it says more than the error itself. The kinds of line are told apart by their
-//! first byte: what the log says need not be fatal.
+//! first byte: what the log says need not be fatal, and a shell's user is told of a program that is missing otherwise than of another.
 
 use std::fmt::{self, Write as _};
 use std::os::fd::OwnedFd;
@@ -10,11 +10,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use orlop_proto::agent::v1::not_executed::Reason;
 use tracing::field::{Field, Visit};
 use tracing::span;
 
-/// A line that says why the user's program was not executed.
-const FATAL: char = 'E';
+use crate::error::Error;
+
+/// Lines that say why the user's program was not executed.
+const FATAL: [(char, Reason); 3] = [
+    ('E', Reason::Unspecified),
+    ('M', Reason::Missing),
+    ('R', Reason::Refused),
+];
 /// A line of libcontainer's log.
 const LOGGED: char = 'L';
 
@@ -33,8 +40,9 @@ impl Report {
     }
 
     /// Says why the user's program cannot be executed.
-    pub fn fatal(&self, why: &str) {
-        self.write(FATAL, why);
+    pub fn fatal(&self, fatal: &Fatal) {
+        let kind = FATAL.iter().find(|(_, reason)| *reason == fatal.reason);
+        self.write(kind.map_or('E', |(kind, _)| *kind), &fatal.why);
     }
 
     /// Sends libcontainer's errors here as well.
@@ -54,11 +62,39 @@ impl Report {
     }
 }
 
+/// Why the user's program is not executed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fatal {
+    /// What it is that a shell would tell by its exit status.
+    pub reason: Reason,
+    /// One line for people.
+    pub why: String,
+}
+
+impl From<String> for Fatal {
+    /// What has nothing to do with the program.
+    fn from(why: String) -> Self {
+        Self {
+            reason: Reason::Unspecified,
+            why,
+        }
+    }
+}
+
+impl From<Fatal> for Error {
+    fn from(Fatal { reason, why }: Fatal) -> Self {
+        match reason {
+            Reason::Unspecified => Error::Runtime(why),
+            reason => Error::NotExecuted { reason, why },
+        }
+    }
+}
+
 /// What has been read of a report.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Reported {
     /// Why the user's program was not executed.
-    pub fatal: Option<String>,
+    pub fatal: Option<Fatal>,
     /// The first error in libcontainer's log, where it happened.
     pub logged: Option<String>,
 }
@@ -67,14 +103,18 @@ impl Reported {
     /// Sorts the lines.
     pub fn parse(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes);
-        let first = |kind| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(kind))
-                .map(str::to_owned)
+        let fatal = |line: &str| {
+            FATAL.iter().find_map(|(kind, reason)| {
+                line.strip_prefix(*kind).map(|why| Fatal {
+                    reason: *reason,
+                    why: why.to_owned(),
+                })
+            })
         };
+        let logged = |line: &str| line.strip_prefix(LOGGED).map(str::to_owned);
         Self {
-            fatal: first(FATAL),
-            logged: first(LOGGED),
+            fatal: text.lines().find_map(fatal),
+            logged: text.lines().find_map(logged),
         }
     }
 }
@@ -154,14 +194,19 @@ mod tests {
         let report = Report::new(writer.into());
         report.write(LOGGED, "deep\ndown");
         report.write(LOGGED, "further up");
-        report.fatal(&format!("exec: {}", "ä".repeat(5000)));
+        report.fatal(&Fatal {
+            reason: Reason::Missing,
+            why: format!("exec: {}", "ä".repeat(5000)),
+        });
+        report.fatal(&Fatal::from("later".to_owned()));
         drop(report);
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes).unwrap();
         let reported = Reported::parse(&bytes);
         assert_eq!(reported.logged.as_deref(), Some("deep down"));
         let fatal = reported.fatal.unwrap();
-        assert!(fatal.starts_with("exec: ää") && fatal.len() < MAX_LINE);
+        assert!(fatal.why.starts_with("exec: ää") && fatal.why.len() < MAX_LINE);
+        assert_eq!(fatal.reason, Reason::Missing);
         assert_eq!(Reported::parse(b""), Reported::default());
     }
 
@@ -170,7 +215,7 @@ mod tests {
         let (_reader, writer) = std::io::pipe().unwrap();
         let report = Report::new(writer.into());
         for _ in 0..1000 {
-            report.fatal(&"x".repeat(1000));
+            report.fatal(&Fatal::from("x".repeat(1000)));
         }
     }
 

@@ -85,6 +85,34 @@ pub fn resize(master: &impl AsFd, width: u32, height: u32) -> io::Result<()> {
     }
 }
 
+/// Gives a terminal its first size, in characters; one that it has already stays.
+///
+/// # Errors
+/// What the kernel says.
+pub fn give_size(terminal: &impl AsFd, width: u64, height: u64) -> io::Result<()> {
+    let size = size_of(terminal)?;
+    if (size.ws_col, size.ws_row) != (0, 0) {
+        return Ok(());
+    }
+    let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    resize(terminal, number(width), number(height))
+}
+
+fn size_of(terminal: &impl AsFd) -> io::Result<libc::winsize> {
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let fd = terminal.as_fd().as_raw_fd();
+    // SAFETY: TIOCGWINSZ writes one winsize, which lives through the call; the descriptor is borrowed.
+    match unsafe { libc::ioctl(fd, libc::TIOCGWINSZ, &raw mut size) } {
+        0 => Ok(size),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,17 +139,20 @@ mod tests {
         let master = socket.receive().unwrap();
         assert!(!path.exists());
         resize(&master, 132, 1_000_000).unwrap();
-        let mut size = libc::winsize {
-            ws_row: 0,
-            ws_col: 0,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let slave = pty.slave.as_raw_fd();
-        // SAFETY: TIOCGWINSZ writes one winsize, which lives through the call.
-        let result = unsafe { libc::ioctl(slave, libc::TIOCGWINSZ, &raw mut size) };
-        assert_eq!(result, 0);
+        let size = size_of(&pty.slave).unwrap();
         assert_eq!((size.ws_col, size.ws_row), (132, u16::MAX));
+    }
+
+    #[test]
+    fn a_terminal_is_given_a_size_once() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        for (width, height) in [(0, 0), (100, 30), (80, 24)] {
+            give_size(&pty.slave, width, height).unwrap();
+        }
+        let size = size_of(&pty.master).unwrap();
+        assert_eq!((size.ws_col, size.ws_row), (100, 30));
+        let file = tempfile::tempfile().unwrap();
+        assert!(give_size(&file, 80, 24).is_err());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use orlop_vmm::state::StateDirectory;
 use serde_json::Value;
 
 use super::session::{self, Session};
-use super::{CONTAINER, finish};
+use super::{CONTAINER, finish, spec};
 use crate::client;
 
 /// What `orlop exec --help` ends with.
@@ -108,6 +108,7 @@ fn try_run(arguments: Arguments) -> anyhow::Result<u8> {
         .context("what is kept of the container")?;
     fields.insert("args".into(), arguments.command.into());
     fields.insert("terminal".into(), arguments.tty.into());
+    fields.insert("consoleSize".into(), spec::console_size(arguments.tty));
     let vsock = vsock(&arguments.name);
     let id = format!("exec-{}", std::process::id());
     let news = session::listen(arguments.tty)?;

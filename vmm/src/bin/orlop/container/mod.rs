@@ -8,18 +8,21 @@ pub mod flags;
 mod session;
 mod settings;
 mod spec;
+mod tail;
 mod vm;
 mod volume;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use orlop_proto::agent::v1::CreateRequest;
+use orlop_proto::agent::v1::not_executed::Reason;
+use orlop_proto::not_executed;
 use orlop_vmm::config::{ConsoleConfig, VmName};
 use orlop_vmm::oci::Kept;
 use orlop_vmm::state::StateDirectory;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use self::session::Session;
 pub use self::settings::Settings;
@@ -54,25 +57,10 @@ fn message(error: &anyhow::Error) -> String {
 
 /// As docker has it: 127 for a command that is not there, 126 for one that cannot be executed, 125 for what is our failure.
 fn status_of(error: &anyhow::Error) -> u8 {
-    let said = error
-        .downcast_ref::<Status>()
-        .map(|status| status.message().to_lowercase());
-    let said = said.unwrap_or_default();
-    let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
-    if !says(&["exec", "command"]) {
-        125
-    } else if says(&["no such file", "not found", "enoent"]) {
-        127
-    } else if says(&[
-        "permission denied",
-        "eacces",
-        "exec format",
-        "enoexec",
-        "is a directory",
-    ]) {
-        126
-    } else {
-        125
+    match error.downcast_ref::<Status>().map(not_executed::reason) {
+        Some(Reason::Missing) => 127,
+        Some(Reason::Refused) => 126,
+        Some(Reason::Unspecified) | None => 125,
     }
 }
 
@@ -107,6 +95,7 @@ fn try_run(mut arguments: run::Arguments) -> anyhow::Result<u8> {
     })?;
     process.save()?;
     let news = session::listen(flags.tty)?;
+    let vm = vm.listen()?;
     let session = Session {
         vsock: &vsock,
         container: CONTAINER,
@@ -131,6 +120,16 @@ fn try_run(mut arguments: run::Arguments) -> anyhow::Result<u8> {
     status
 }
 
+/// Whether the agent did not fail but is not there.
+fn is_lost(error: &anyhow::Error) -> bool {
+    let lost = [Code::Unavailable, Code::Unknown, Code::Cancelled];
+    match error.downcast_ref::<Status>() {
+        Some(status) => lost.contains(&status.code()),
+        // A stream of the process that cannot be opened.
+        None => error.is::<std::io::Error>(),
+    }
+}
+
 /// Makes the flags those of the VM.
 fn prepare(
     arguments: &mut run::Arguments,
@@ -151,7 +150,8 @@ fn prepare(
         .disks
         .insert(0, format!("path={disk},readonly,serial={DISK}").parse()?);
     arguments.vsock = Some(format!("socket={}", exec::vsock(name).display()).parse()?);
-    arguments.console = Some(ConsoleConfig::Null);
+    // Of which the end is told if the guest crashes.
+    arguments.console = Some(ConsoleConfig::Stdio);
     arguments.no_reboot = true;
     Ok(())
 }
@@ -174,6 +174,13 @@ async fn attend(
         Ok(_) => session.attend(agent.clone(), news).await,
         Err(status) => Err(status.into()),
     };
+    if let Err(error) = &status
+        && is_lost(error)
+        && let Some(why) = vm.why_ended().await?
+    {
+        vm.end(None).await?;
+        bail!("the VM ended before its command: {why}");
+    }
     vm.end(Some(agent)).await?;
     status
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, bail};
 use orlop_vmm::oci::{Config, Kept, User};
+use orlop_vmm::terminal::Size;
 use serde_json::{Value, json};
 
 use super::CONTAINER;
@@ -73,12 +74,22 @@ fn process(image: &Kept, flags: &Flags) -> anyhow::Result<Value> {
     Ok(json!({
         "args": command(config, &flags.command)?,
         "terminal": flags.tty,
+        "consoleSize": console_size(flags.tty),
         "cwd": cwd,
         "env": environment(config, flags, &user.home),
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
         "noNewPrivileges": false,
         "capabilities": {"bounding": CAPABILITIES, "effective": effective, "permitted": effective},
     }))
+}
+
+/// How large a process' terminal is to begin with: as large as ours.
+pub fn console_size(tty: bool) -> Value {
+    let size = if tty { Size::of_user() } else { None };
+    size.map_or(
+        Value::Null,
+        |size| json!({"width": size.columns, "height": size.rows}),
+    )
 }
 
 /// The entrypoint stays, the image's command gives way to the user's.

@@ -1,12 +1,12 @@
 //! The VM of a container: a process of its own, forked while there is one thread, that ends with this one.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, PipeReader};
+use std::io::{self, PipeReader};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -16,26 +16,59 @@ use orlop_proto::agent::v1::agent_client::AgentClient;
 use orlop_proto::connect;
 use tonic::transport::Channel;
 
+use super::tail;
+
 /// How long a guest may take to power itself off.
 const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// How long a VM whose agent is gone may take to end, before it is said that it has not.
+const ENDING: Duration = Duration::from_secs(2);
+
+/// The VMM's process, to which nobody listens yet.
+pub struct Forked {
+    process: OwnedFd,
+    /// What it says, and what the guest says on its console.
+    pipes: [PipeReader; 2],
+    vsock: PathBuf,
+    ready: UnixListener,
+}
 
 /// The VMM's process.
 pub struct Vm {
     process: OwnedFd,
-    /// Ends with it, with its last line.
-    said: Option<JoinHandle<String>>,
+    /// What it said, and what the guest said on its console, until both end.
+    said: Option<[JoinHandle<Vec<String>>; 2]>,
     vsock: PathBuf,
     /// Where the agent says that it is ready.
     ready: UnixListener,
 }
 
+impl Forked {
+    /// Listens to the VMM, by threads. They have the signals blocked that are blocked now, so that those go to whoever waits for them.
+    ///
+    /// # Errors
+    /// When there are no threads to be had.
+    pub fn listen(self) -> anyhow::Result<Vm> {
+        let [said, shown] = self.pipes;
+        let keep = |name, from| tail::keep(name, from).context("cannot start a thread");
+        Ok(Vm {
+            process: self.process,
+            said: Some([keep("vmm-stderr", said)?, keep("console", shown)?]),
+            vsock: self.vsock,
+            ready: self.ready,
+        })
+    }
+}
+
 impl Vm {
-    /// Forks; `vmm` is run in the child, which ends with its exit status. To be called while there is one thread.
+    /// Forks; `vmm` is run in the child, whose standard output is to be the guest's console, and which ends with its exit status. To be called
+    /// while there is one thread.
     ///
     /// # Errors
     /// When the system gives no process, pipe or socket.
-    pub fn fork(vsock: &Path, vmm: impl FnOnce() -> ExitCode) -> anyhow::Result<Self> {
-        let (said, say) = io::pipe().context("cannot make a pipe")?;
+    pub fn fork(vsock: &Path, vmm: impl FnOnce() -> ExitCode) -> anyhow::Result<Forked> {
+        let pipe = || io::pipe().context("cannot make a pipe");
+        let ((said, say), (shown, show)) = (pipe()?, pipe()?);
         let null = File::options().read(true).write(true).open("/dev/null")?;
         // It is there before the guest is.
         let place = ready_socket(vsock);
@@ -60,10 +93,10 @@ impl Vm {
                         libc::_exit(1);
                     }
                     libc::dup2(null.as_raw_fd(), 0);
-                    libc::dup2(null.as_raw_fd(), 1);
+                    libc::dup2(show.as_raw_fd(), 1);
                     libc::dup2(say.as_raw_fd(), 2);
                 }
-                drop((null, say, said, ready));
+                drop((null, say, said, show, shown, ready));
                 let status = i32::from(vmm() != ExitCode::SUCCESS);
                 // Its parent may be gone.
                 let _ = fs::remove_file(place);
@@ -77,15 +110,11 @@ impl Vm {
         let fd = fd
             .ok_or_else(io::Error::last_os_error)
             .context("cannot hold the VM's process")?;
-        drop(say);
-        let listener = thread::Builder::new()
-            .name("vmm-stderr".into())
-            .spawn(move || last_line(said))
-            .context("cannot start a thread")?;
-        Ok(Self {
+        drop((say, show));
+        Ok(Forked {
             // SAFETY: the descriptor is new, and nobody else's.
             process: unsafe { OwnedFd::from_raw_fd(fd) },
-            said: Some(listener),
+            pipes: [said, shown],
             vsock: vsock.to_owned(),
             ready,
         })
@@ -111,12 +140,35 @@ impl Vm {
         ))
     }
 
-    /// The last line that the VMM, which has ended, has said.
+    /// Why the VM has ended, if it has or does so in a moment: for who has lost the agent.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub async fn why_ended(&mut self) -> anyhow::Result<Option<String>> {
+        let process = self.process.try_clone()?;
+        // SAFETY: it owns the descriptor, which is open for as long as it lives.
+        let end = unsafe { tokio::io::unix::AsyncFd::register(process) }?;
+        let ended = tokio::time::timeout(ENDING, end.readable()).await.is_ok();
+        Ok(ended.then(|| self.last_words()))
+    }
+
+    /// What the VMM, which has ended, has said in the end, and its guest.
     fn last_words(&mut self) -> String {
-        let said = self.said.take().and_then(|said| said.join().ok());
-        let last = said.filter(|line| !line.is_empty());
-        let last = last.as_deref().unwrap_or("it says nothing");
-        last.strip_prefix("orlop: ").unwrap_or(last).to_owned()
+        let said = self.said.take().into_iter().flatten();
+        let mut said = said.map(|lines| lines.join().unwrap_or_default());
+        let (own, console) = (
+            said.next().unwrap_or_default(),
+            said.next().unwrap_or_default(),
+        );
+        let why = match own.last() {
+            Some(line) => line.strip_prefix("orlop: ").unwrap_or(line),
+            None => "the guest powered off",
+        };
+        if console.is_empty() {
+            why.to_owned()
+        } else {
+            format!("{why}; last on its console: {}", console.join(" | "))
+        }
     }
 
     /// Has the guest power itself off, and the VMM end in any case.
@@ -165,18 +217,6 @@ impl Vm {
         }
         Ok(())
     }
-}
-
-/// Reads to the end, so that whoever writes never waits, and keeps the last line.
-fn last_line(from: PipeReader) -> String {
-    let mut last = String::new();
-    for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
-        let line = String::from_utf8_lossy(&line);
-        if !line.trim().is_empty() {
-            last = line.into_owned();
-        }
-    }
-    last
 }
 
 /// Where the agent says that it is ready.
