@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use orlop_testbed::containerd::RUNTIME;
 use orlop_testbed::image;
+use orlop_testbed::stories::size;
 
 #[test]
 fn a_container_shows_the_guests_kernel_and_ends_with_its_own_status() {
@@ -37,9 +38,9 @@ fn output_and_error_stay_apart() {
 }
 
 #[test]
-fn ten_megabytes_come_back_from_a_container_as_they_went_in() {
+fn megabytes_come_back_from_a_container_as_they_went_in() {
     let Some(stage) = stage() else { return };
-    let bytes = noise(10 << 20);
+    let bytes = noise(usize::try_from(size(10, 100)).unwrap() << 20);
     let name = unique("echo");
     let line = [
         "run",

@@ -18,6 +18,7 @@ use orlop_testbed::containerd::ctr::Running;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -200,6 +201,21 @@ impl AgentVm {
         Ok((text, self.wait(name, exec)?))
     }
 
+    /// A stream of a process that is made.
+    pub fn stream(&self, name: &str, exec: &str, stream: Stream) -> UnixStream {
+        let socket = self.directory.path().join("vsock");
+        let open = streams::open(&socket, name, exec, stream);
+        self.runtime.block_on(open).unwrap()
+    }
+
+    /// Reads so many bytes of a stream.
+    pub fn read(&self, mut stream: UnixStream, count: usize) -> (Vec<u8>, UnixStream) {
+        let mut bytes = vec![0; count];
+        let read = self.runtime.block_on(stream.read_exact(&mut bytes));
+        read.unwrap();
+        (bytes, stream)
+    }
+
     /// Runs a container to its end, and removes it.
     pub fn run(&self, name: &str, spec: &Value) -> Result<(String, u32), Status> {
         self.create(name, spec)?;
@@ -219,6 +235,15 @@ impl AgentVm {
         let _ = self.call(async |mut agent| agent.shutdown(ShutdownRequest {}).await);
         let done = self.running.wait(LIMIT).unwrap();
         assert_eq!(done.status, 0, "{}", done.error());
+    }
+}
+
+impl AgentVm {
+    /// Waits for the end of a guest that has crashed: what is on its console, and the VMM's exit status.
+    pub fn crashed(self) -> (String, u8) {
+        let done = self.running.wait(LIMIT).unwrap();
+        let console = fs::read_to_string(self.directory.path().join("console"));
+        (console.unwrap_or_default(), done.status)
     }
 }
 

@@ -6,6 +6,7 @@ mod clock;
 mod common;
 #[path = "../guest/mod.rs"]
 mod guest;
+mod hardship;
 mod memory;
 mod runtime_spec;
 mod seccomp;
