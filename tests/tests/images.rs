@@ -197,7 +197,7 @@ fn debians_shell_and_tools_run_from_debians_packages() {
     let ended = running.wait(LIMIT).unwrap();
     assert_eq!(ended.status, 0, "{}", ended.error());
     let expected =
-        "debian /usr/bin/bash\n42\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
+        "debian /bin/bash\n42\nnobody:*:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
     assert_eq!(ended.output(), expected);
     drop(user);
     stage.leaves_nothing();

@@ -7,8 +7,11 @@ use std::thread::{self, JoinHandle};
 const LINES: usize = 4;
 /// How many bytes of a line are kept.
 const LINE: usize = 512;
+/// What a guest's kernel says why it ends, and what follows is where it was then.
+const LAST: &str = "Kernel panic";
 
-/// Reads to the end, so that whoever writes never waits, and keeps the last lines that are not empty. To be joined when the writer is gone.
+/// Reads to the end, so that whoever writes never waits, and keeps the last lines that are not empty, or the last ones until a kernel's last
+/// words. To be joined when the writer is gone.
 ///
 /// # Errors
 /// When there is no thread to be had.
@@ -39,7 +42,8 @@ fn close(lines: &mut Vec<String>, line: &mut Vec<u8>) {
     // It is shown on a terminal, of which the guest is to have no control.
     let text: String = text.chars().filter(|it| !it.is_control()).collect();
     line.clear();
-    if !text.trim().is_empty() {
+    let over = lines.last().is_some_and(|line| line.contains(LAST));
+    if !over && !text.trim().is_empty() {
         if lines.len() == LINES {
             lines.remove(0);
         }
@@ -58,6 +62,11 @@ mod tests {
         assert_eq!(read(&b"\x1b[31mred\n"[..]), ["[31mred"]);
         let many: String = (0..10_000).map(|number| format!("{number}\n")).collect();
         assert_eq!(read(many.as_bytes()), ["9996", "9997", "9998", "9999"]);
+        let panic = b"before\n[1.0] Kernel panic - not syncing: x\n[1.0] Call Trace:\n[1.0] y\n";
+        assert_eq!(
+            read(&panic[..]),
+            ["before", "[1.0] Kernel panic - not syncing: x"]
+        );
         let long = vec![b'x'; 1 << 20];
         assert_eq!(read(&*long), ["x".repeat(LINE)]);
     }
