@@ -5,7 +5,7 @@
 //! - [`setup`]: everything that a fresh Debian 12 lacks, installed or built once and kept in the [`cache`].
 //! - [`containerd`]: a containerd of one's own with Orlop in it, and its clients; [`image`]: images for it;
 //! - [`cluster`]: a Kubernetes cluster of one's own, whose node is such a machine;
-//! - [`leaks`]: what a machine holds, before and after;
+//! - [`leaks`]: what a machine holds, before and after; [`children`]: what has ended of what was started;
 //! - [`demo`]: `cargo testbed demo`; [`stories`]: `cargo testbed test`, which counts with [`tally`]; [`bench`]: `cargo testbed bench`;
 //! - [`package`]: `cargo testbed package`, a release for nodes;
 //! - [`progress`]: what people see while that happens.
@@ -14,6 +14,7 @@
 
 pub mod bench;
 pub mod cache;
+pub mod children;
 pub mod cluster;
 pub mod conformance;
 pub mod containerd;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use common::{Stage, host_kernel, last_line, processes, stage, unique};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use orlop_testbed::children;
 use orlop_testbed::containerd::RUNTIME;
 use orlop_testbed::image;
 use orlop_testbed::stories::size;
@@ -129,6 +130,7 @@ fn wait_until_up(stage: &Stage, name: &str) {
         if running {
             return;
         }
+        assert_eq!(children::ended(), 0, "`ctr run` has ended");
         assert!(Instant::now() < end, "not up after 120 s");
         std::thread::sleep(Duration::from_millis(200));
     }

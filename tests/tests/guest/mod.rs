@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use orlop_proto::connect;
 use orlop_proto::vmm::v1::vmm_client::VmmClient;
 use orlop_testbed::cache::Cache;
+use orlop_testbed::children;
 use orlop_testbed::containerd::ctr::{Done, Running};
 use orlop_testbed::cpio::{Archive, DIRECTORY, FILE, LINK, PROGRAM};
 use orlop_testbed::host::kernel;
@@ -28,6 +29,8 @@ use tonic::{Response, Status};
 
 /// How long anything about one guest may take.
 pub const LIMIT: Duration = Duration::from_secs(120);
+/// How long what comes of a program's end may take.
+const MOMENT: Duration = Duration::from_secs(15);
 
 /// The modules that the script's `load` can load.
 const MODULES: &[&str] = &[
@@ -307,11 +310,20 @@ pub fn control<T>(
     })
 }
 
-/// Waits until something holds.
+/// Waits until something holds: not long if a program ends meanwhile that the story has started, for that is then what should make it hold, or what
+/// should not have happened.
 pub fn until(what: &str, holds: impl Fn() -> bool) {
     let end = Instant::now() + LIMIT;
+    let ended = children::ended();
+    let mut soon = None;
     while !holds() {
-        assert!(Instant::now() < end, "{what}: not within {LIMIT:?}");
+        let now = Instant::now();
+        if soon.is_none() && children::ended() > ended {
+            soon = Some(now + MOMENT);
+        }
+        let late = soon.is_some_and(|soon| now > soon);
+        assert!(!late, "{what}: a program has ended, and it is not so");
+        assert!(now < end, "{what}: not within {LIMIT:?}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }

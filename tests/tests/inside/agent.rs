@@ -14,6 +14,7 @@ use orlop_proto::agent::v1::{
 };
 use orlop_proto::{connect, streams};
 use orlop_testbed::cache::Cache;
+use orlop_testbed::children;
 use orlop_testbed::containerd::ctr::Running;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -74,6 +75,7 @@ impl AgentVm {
                 break client;
             }
             let console = fs::read_to_string(place("console")).unwrap_or_default();
+            assert_eq!(children::ended(), 0, "the VM has ended: {console}");
             assert!(Instant::now() < end, "no agent: {console}");
             std::thread::sleep(std::time::Duration::from_millis(200));
         };
