@@ -16,6 +16,7 @@ mod console;
 mod container;
 mod error;
 mod forward;
+mod heap;
 mod ids;
 mod init;
 mod listen;

@@ -31,6 +31,7 @@ pub use self::process::Process;
 pub use self::root::Root;
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
+use crate::heap;
 use crate::ids::{Id, ProcessId};
 use crate::reaper::{Reaper, exited};
 use crate::runtime::Make;
@@ -284,8 +285,15 @@ impl Containers {
             return Err(Error::State(format!("{id} has not exited")));
         }
         if let Some(exec) = &id.exec {
-            container.execs().remove(exec);
+            let was_last = {
+                let mut execs = container.execs();
+                execs.remove(exec);
+                execs.is_empty()
+            };
             let _ = fs::remove_file(self.places.process_file(id, "process"));
+            if was_last {
+                heap::give_back();
+            }
             return Ok(());
         }
         match self.known().insert(id.container.clone(), Entry::Busy) {
