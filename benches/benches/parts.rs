@@ -97,7 +97,7 @@ impl Driver {
     const SIZE: u16 = 256;
 
     fn new() -> Self {
-        let memory = memory::map("16M".parse().unwrap(), Sharing::Private).unwrap();
+        let memory = memory::map("32M".parse().unwrap(), Sharing::Private).unwrap();
         let at = |offset: u64| GuestAddress(0x10_0000 + offset);
         let layout = Layout {
             size: Self::SIZE,
