@@ -16,11 +16,23 @@ pub fn ended() -> usize {
         .sum()
 }
 
+/// Whether the process `id` is there and has not ended.
+#[must_use]
+pub fn lives(id: u32) -> bool {
+    state(&id.to_string()).is_some_and(|state| state != ENDED)
+}
+
 fn is_over(id: &str) -> bool {
+    state(id) == Some(ENDED)
+}
+
+/// The letter that proc(5) has for a process which nobody has waited for.
+const ENDED: char = 'Z';
+
+fn state(id: &str) -> Option<char> {
     // `ID (NAME) STATE …`, and the name may hold anything.
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
-    state.is_some_and(|rest| rest.starts_with('Z'))
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 #[cfg(test)]
@@ -40,10 +52,11 @@ mod tests {
         }
         // Other tests have children, too.
         assert!(ended() >= 1);
+        assert!(!lives(child.id()));
         child.wait().unwrap();
-        assert!(!is_over(&id));
+        assert!(!is_over(&id) && !lives(child.id()));
         let mut waits = Command::new("sleep").arg("1000").spawn().unwrap();
-        assert!(!is_over(&waits.id().to_string()));
+        assert!(lives(waits.id()) && !is_over(&waits.id().to_string()));
         waits.kill().unwrap();
         waits.wait().unwrap();
     }

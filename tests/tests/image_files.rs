@@ -13,10 +13,9 @@ use std::time::Duration;
 use common::stage;
 use guest::orlop;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use orlop_testbed::cache::Cache;
 use orlop_testbed::containerd::ctr::Running;
 use orlop_testbed::setup::debian_image;
-use orlop_testbed::stories::{self, size};
+use orlop_testbed::stories::size;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -250,13 +249,9 @@ fn same(what: &str, found: &BTreeMap<PathBuf, File>, expected: &BTreeMap<PathBuf
 #[test]
 fn the_files_of_debians_packages_are_those_that_umoci_unpacks() {
     let Some(stage) = stage() else { return };
-    let layout = Cache::open().unwrap().debian_image();
-    if size(0, 1) == 0 || !layout.is_dir() {
-        stories::skip(
-            "an image of Debian's packages takes long: `cargo testbed test --full image_files` makes it",
-        );
+    let Some(layout) = debian_image::at_full_size() else {
         return;
-    }
+    };
     let workshop = Workshop {
         directory: tempfile::tempdir().unwrap(),
     };

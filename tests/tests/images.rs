@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use orlop_testbed::cache::Cache;
 use orlop_testbed::containerd::ctr::{Done, Running};
 use orlop_testbed::image;
-use orlop_testbed::stories::{self, size};
+use orlop_testbed::setup::debian_image;
 use tempfile::TempDir;
 
 /// How long a command may take, its guest's boot included.
@@ -182,13 +182,9 @@ fn an_image_that_is_damaged_is_refused_and_nothing_is_left() {
 #[test]
 fn debians_shell_and_tools_run_from_debians_packages() {
     let Some(stage) = stage() else { return };
-    let layout = Cache::open().unwrap().debian_image();
-    if size(0, 1) == 0 || !layout.is_dir() {
-        stories::skip(
-            "an image of Debian's packages takes long: `cargo testbed test --full images` makes it",
-        );
+    let Some(layout) = debian_image::at_full_size() else {
         return;
-    }
+    };
     let user = User::new();
     let image = layout.display().to_string();
     let script = ". /etc/os-release; echo $ID $BASH; perl -e 'print 6 * 7, qq(\n)'; dpkg --compare-versions 2 gt 1 && getent passwd nobody";

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -11,6 +11,7 @@ use super::debian;
 use crate::cache::Cache;
 use crate::image::{self, Image};
 use crate::progress::step;
+use crate::stories::{size, skip};
 
 /// What the image is called in its layout.
 pub const TAG: &str = "it";
@@ -68,6 +69,19 @@ const PACKAGES: &[&str] = &[
     "util-linux",
     "zlib1g",
 ];
+
+/// The layout, for a story at full size. Another one is told that it is skipped.
+#[must_use]
+pub fn at_full_size() -> Option<PathBuf> {
+    if size(0, 1) == 1
+        && let Ok(cache) = Cache::open()
+        && cache.debian_image().is_dir()
+    {
+        return Some(cache.debian_image());
+    }
+    skip("an image of Debian's packages takes long: `cargo testbed test --full` makes it");
+    None
+}
 
 /// Makes the layout, if it is not there.
 ///

@@ -8,6 +8,7 @@ use orlop_proto::vmm::v1::{
     AddDiskRequest, AddNetRequest, DescribeRequest, KillRequest, RemoveDeviceRequest,
     WaitOperationRequest,
 };
+use orlop_testbed::children;
 use orlop_testbed::containerd::ctr::{Done, Running};
 use tonic::Status;
 
@@ -57,7 +58,7 @@ impl Vm {
     pub fn until(&self, what: &str, holds: impl Fn() -> bool) {
         let end = Instant::now() + LONG;
         while !holds() {
-            let lives = lives(self.id());
+            let lives = children::lives(self.id());
             assert!(
                 lives || holds(),
                 "{what}: the VM has ended: {}",
@@ -148,12 +149,4 @@ impl Vm {
         assert_eq!(done.status, status, "{said}\n{}", done.error());
         done
     }
-}
-
-/// Whether a process of this one has not ended.
-fn lives(id: u32) -> bool {
-    // `ID (NAME) STATE …`, and the name may hold anything.
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
-    state.is_some_and(|rest| !rest.starts_with('Z'))
 }
