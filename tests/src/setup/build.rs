@@ -4,6 +4,7 @@ use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
 
@@ -20,11 +21,17 @@ const FSX_VERSION: &str = "0.3.2";
 /// the compiler itself runs, such as procedural macros, out of that.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// The root of the source tree.
+/// The root of the source tree: the one in which cargo was started, or else the one where this was compiled. A checkout that was moved, or that
+/// shares its target directory with another, has programs that were compiled elsewhere, for cargo does not compile them again for that.
 #[must_use]
 pub fn source() -> &'static Path {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    tests.parent().unwrap_or(tests)
+    static SOURCE: LazyLock<PathBuf> = LazyLock::new(|| {
+        let compiled = || PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let mut member = env::var_os("CARGO_MANIFEST_DIR").map_or_else(compiled, PathBuf::from);
+        member.pop();
+        member
+    });
+    &SOURCE
 }
 
 /// Where the programs that [`programs`] builds are.
