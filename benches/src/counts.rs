@@ -86,17 +86,24 @@ const EVENTS: [(&str, &str); 2] = [
 
 impl Exits {
     /// A line for each kind, behind one for all; of each VMM a column.
-    pub fn rows<const N: usize>(of: [&Exits; N]) -> Vec<(String, [u64; N])> {
+    pub fn rows(of: &[&Exits]) -> Vec<(String, Vec<u64>)> {
+        type Side = fn(&Exits) -> &BTreeMap<String, u64>;
+        let sides: [(&str, Side); 2] = [
+            ("exits", |exits| &exits.all),
+            ("of them to the VMM", |exits| &exits.to_user_space),
+        ];
         let mut rows = Vec::new();
-        for (what, counts) in [
-            ("exits", of.map(|exits| &exits.all)),
-            ("of them to the VMM", of.map(|exits| &exits.to_user_space)),
-        ] {
-            rows.push((what.to_owned(), counts.map(|counts| counts.values().sum())));
+        for (what, side) in sides {
+            let counts: Vec<_> = of.iter().map(|exits| side(exits)).collect();
+            let sums = counts.iter().map(|counts| counts.values().sum());
+            rows.push((what.to_owned(), sums.collect()));
             let kinds: BTreeSet<_> = counts.iter().flat_map(|counts| counts.keys()).collect();
             for kind in kinds {
-                let count = counts.map(|counts| counts.get(kind).copied().unwrap_or(0));
-                rows.push((format!("… {kind}"), count));
+                let of_kind = counts.iter().map(|counts| counts.get(kind).copied());
+                rows.push((
+                    format!("… {kind}"),
+                    of_kind.map(Option::unwrap_or_default).collect(),
+                ));
             }
         }
         rows

@@ -111,6 +111,7 @@ impl Stage {
         let stage = Self {
             guest: Guest {
                 kernel: workplace.kernel(),
+                vcpus: 1,
                 memory_mib: MEMORY_MIB,
                 content: Content::Initramfs(initramfs),
             },
@@ -162,7 +163,7 @@ impl Stage {
             }
             Way::Qemu => {
                 let qemu = Contender::QemuMicrovm(self.workplace.emulator());
-                let (run, _vmm) = to_first_output(&mut qemu.command(&self.guest), &self.log())?;
+                let (run, _vmm) = to_first_output(&mut qemu.command(&self.guest)?, &self.log())?;
                 Ok(run)
             }
         }
@@ -291,9 +292,9 @@ fn report(measured: &[Vec<Run>; 3]) -> Result<String> {
         .collect::<Result<Vec<_>>>()?;
     let median_of = format!("first output, median of {}, ms", ours.len());
     Ok(table(
-        [
+        &[
             "",
-            &median_of,
+            median_of.as_str(),
             "least and most",
             "Orlop's share",
             "until the end, ms",

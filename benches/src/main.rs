@@ -1,5 +1,6 @@
 //! `orlop-bench`: Orlop's figures, taken on this machine, which has KVM. `cargo testbed bench` builds it and runs it where KVM is.
 //!
+//! - [`density`]: what many VMs on one host cost, side by side with QEMU's microvm machine;
 //! - [`devices`]: how fast a guest's devices are, side by side with QEMU's machines;
 //! - [`image`]: how soon a command of a container image says something, side by side with runc and a VM of QEMU's;
 //! - [`start`]: how fast a VM starts and what it costs, side by side with QEMU's microvm machine;
@@ -10,15 +11,19 @@
 mod budgets;
 mod contender;
 mod counts;
+mod density;
 mod devices;
 mod figures;
+mod held;
 mod image;
-mod memory;
+mod payload;
+mod plot;
 mod pod;
 mod start;
 mod trace;
 mod workplace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -40,8 +45,20 @@ enum What {
         #[arg(long)]
         runs: u32,
         /// Measure Orlop alone, and fail where it exceeds its budget
-        #[arg(long)]
+        #[arg(long, conflicts_with = "plot")]
         check: bool,
+        /// Draw how far Orlop is ahead, as an SVG file
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
+    },
+    /// What many VMs on one host cost, beside QEMU's microvm machine
+    Density {
+        /// How often each is measured
+        #[arg(long)]
+        runs: u32,
+        /// Draw how far Orlop is ahead, as an SVG file
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
     },
     /// A guest's devices, beside QEMU's machines
     Devices {
@@ -51,6 +68,9 @@ enum What {
         /// The kinds of devices; all of them if none is named
         #[arg(long, value_delimiter = ',')]
         only: Vec<Kind>,
+        /// Draw how far Orlop is ahead, as an SVG file
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
     },
     /// `orlop run --image` to its command's first output, beside `runc run` and a VM of QEMU's
     Image {
@@ -68,9 +88,16 @@ enum What {
 
 fn main() -> ExitCode {
     let measured = match Arguments::parse().what {
-        What::Start { runs, check: false } => start::measure(runs),
-        What::Start { runs, check: true } => start::check(runs),
-        What::Devices { runs, only } => devices::measure(runs, &only),
+        What::Start {
+            runs,
+            check: false,
+            plot,
+        } => start::measure(runs, plot.as_deref()),
+        What::Start {
+            runs, check: true, ..
+        } => start::check(runs),
+        What::Density { runs, plot } => density::measure(runs, plot.as_deref()),
+        What::Devices { runs, only, plot } => devices::measure(runs, &only, plot.as_deref()),
         What::Image { runs } => image::measure(runs),
         What::Pod { runs } => pod::measure(runs),
     };

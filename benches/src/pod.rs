@@ -194,7 +194,10 @@ fn table(runs: &[Run]) -> Result<String> {
         String::new(),
     ]);
     let median_of = format!("median of {}, ms", runs.len());
-    Ok(figures::table(["until", &median_of, "share"], rows))
+    Ok(figures::table(
+        &["until", median_of.as_str(), "share"],
+        rows,
+    ))
 }
 
 #[cfg(test)]

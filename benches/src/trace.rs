@@ -27,6 +27,44 @@ pub struct Moments {
     pub init: f64,
 }
 
+/// The marks of many guests that are started at once.
+pub struct Marks(Instance);
+
+impl Marks {
+    /// Begins to trace.
+    ///
+    /// # Errors
+    /// As [`Trace::begin`].
+    pub fn begin() -> Result<Self> {
+        let marks = Instance::make("orlop-bench-marks")?;
+        marks.write("events/kvm/kvm_cpuid/filter", &is_mark())?;
+        marks.write("events/sched/sched_process_exec/enable", "1")?;
+        marks.write("events/kvm/kvm_cpuid/enable", "1")?;
+        Ok(Self(marks))
+    }
+
+    /// Seconds from the execution of process `first`'s program until so many guests have given their mark.
+    ///
+    /// # Errors
+    /// When they do not within `limit`.
+    pub fn of(self, first: u32, guests: usize, limit: Duration) -> Result<f64> {
+        let first = format!(" pid={first} ");
+        let mut exec = None;
+        let mut marks = 0;
+        let mut last = 0.0;
+        self.0.read_until(limit, |line| {
+            if line.contains("sched_process_exec:") && line.contains(&first) {
+                exec = time_of(line);
+            } else if line.contains(" kvm_cpuid:") {
+                marks += 1;
+                last = time_of(line).unwrap_or_default();
+            }
+            marks == guests
+        })?;
+        Ok(last - exec.context("the first VMM's execution is not in the trace")?)
+    }
+}
+
 /// Traces of one start. Two: the first moments must not be overwritten by what follows, and the last one is waited for.
 pub struct Trace {
     beginning: Instance,
@@ -128,16 +166,29 @@ impl Instance {
     /// # Errors
     /// When none comes within `limit`.
     pub fn wait(&self, limit: Duration) -> Result<String> {
+        let mut first = String::new();
+        self.read_until(limit, |line| {
+            first.push_str(line);
+            true
+        })?;
+        Ok(first)
+    }
+
+    /// Has `seen` look at each event's line as it comes, until it says that it has seen enough.
+    fn read_until(&self, limit: Duration, mut seen: impl FnMut(&str) -> bool) -> Result<()> {
         let pipe = File::open(self.path.join("trace_pipe"))?;
+        let mut lines = BufReader::new(&pipe);
         let end = Instant::now() + limit;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             let mut polled = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut polled, timeout)? > 0 {
+            if !lines.buffer().is_empty() || poll(&mut polled, timeout)? > 0 {
                 let mut line = String::new();
-                BufReader::new(&pipe).read_line(&mut line)?;
-                return Ok(line);
+                lines.read_line(&mut line)?;
+                if seen(&line) {
+                    return Ok(());
+                }
             }
             if left.is_zero() {
                 bail!(

@@ -1,5 +1,6 @@
 //! Where VMMs are compared: their programs and the kernel that they boot, copied into memory, so that nothing waits for a disk.
 
+use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,6 +9,8 @@ use orlop_testbed::cache::Cache;
 use orlop_testbed::host::emulator::Emulator;
 use orlop_testbed::setup::build;
 use tempfile::TempDir;
+
+use crate::contender::{CLOUD_HYPERVISOR_VARIABLE, Contender, FIRECRACKER_VARIABLE};
 
 /// A directory in memory that goes when this is dropped.
 pub struct Workplace {
@@ -52,6 +55,28 @@ impl Workplace {
     /// Orlop's VMM.
     pub fn orlop(&self) -> PathBuf {
         self.path("orlop")
+    }
+
+    /// The VMMs that are compared when their programs are named in the environment.
+    ///
+    /// # Errors
+    /// When such a program is not there.
+    pub fn named(&self) -> Result<Vec<Contender>> {
+        type Peer = (&'static str, fn(PathBuf) -> Contender);
+        let peers: [Peer; 2] = [
+            (FIRECRACKER_VARIABLE, Contender::Firecracker),
+            (CLOUD_HYPERVISOR_VARIABLE, Contender::CloudHypervisor),
+        ];
+        let mut named = Vec::new();
+        for (variable, contender) in peers {
+            if let Some(program) = env::var_os(variable) {
+                let here = self.path(&variable.to_lowercase());
+                copy(Path::new(&program), &here)
+                    .with_context(|| format!("{variable} names no program"))?;
+                named.push(contender(here));
+            }
+        }
+        Ok(named)
     }
 
     /// QEMU.

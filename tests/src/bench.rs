@@ -1,6 +1,7 @@
 //! `cargo testbed bench`: builds `orlop-bench` of `benches/` and runs it where KVM is.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ const DEVICES_LIMIT: Duration = Duration::from_secs(900);
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Subject {
+    /// What many VMs on one host cost, side by side with QEMU's microvm machine
+    Density,
     /// A guest's devices, side by side with QEMU's machines
     Devices,
     /// How soon a command of a container image says something, side by side with runc and a VM of QEMU's
@@ -32,6 +35,7 @@ pub enum Subject {
 impl Subject {
     fn word(self) -> &'static str {
         match self {
+            Subject::Density => "density",
             Subject::Devices => "devices",
             Subject::Image => "image",
             Subject::Pod => "pod",
@@ -45,7 +49,7 @@ impl Subject {
             // What devices do, several threads do at once.
             Subject::Devices | Subject::Pod => Machine::default(),
             // The start of a VM is one thread's work after another's: so it can be counted rather than timed.
-            Subject::Image | Subject::Start => Machine {
+            Subject::Density | Subject::Image | Subject::Start => Machine {
                 counts_instructions: true,
                 ..Machine::default()
             },
@@ -53,13 +57,17 @@ impl Subject {
     }
 }
 
-/// Sets this machine up and measures `runs` times where KVM is; of devices those kinds that are in `only`, or all if it is empty.
+/// Sets this machine up and measures `runs` times where KVM is; of devices those kinds that are in `only`, or all if it is empty. How Orlop compares
+/// is drawn in the file `plot`.
 ///
 /// # Errors
 /// When something cannot be installed, built or started.
-pub fn run(subject: Subject, runs: u32, only: &[String]) -> Result<ExitCode> {
+pub fn run(subject: Subject, runs: u32, only: &[String], plot: Option<&Path>) -> Result<ExitCode> {
     if subject != Subject::Devices && !only.is_empty() {
         bail!("--only names kinds of devices, and is for `bench devices`");
+    }
+    if plot.is_some() && matches!(subject, Subject::Image | Subject::Pod) {
+        bail!("--plot is for `bench start`, `density` and `devices`");
     }
     set_up(subject)?;
     let program = build::benchmarks()?;
@@ -68,8 +76,12 @@ pub fn run(subject: Subject, runs: u32, only: &[String]) -> Result<ExitCode> {
     if !only.is_empty() {
         command.extend(["--only".into(), only.join(",").into()]);
     }
+    if let Some(plot) = plot {
+        command.extend(["--plot".into(), std::path::absolute(plot)?.into()]);
+    }
     let limit = match subject {
-        Subject::Devices => DEVICES_LIMIT * runs,
+        // A crowd boots one guest after another there.
+        Subject::Density | Subject::Devices => DEVICES_LIMIT * runs,
         Subject::Image | Subject::Pod | Subject::Start => {
             (RUN_LIMIT * runs).max(Duration::from_secs(600))
         }

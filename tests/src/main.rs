@@ -73,6 +73,9 @@ enum What {
         /// Which kinds of devices (blk, net, vsock, fs), separated by commas
         #[arg(long, value_name = "KINDS", value_delimiter = ',')]
         only: Vec<String>,
+        /// Draw how far Orlop is ahead, as an SVG file (start, density, devices)
+        #[arg(long, value_name = "FILE", conflicts_with = "check")]
+        plot: Option<PathBuf>,
         /// Measure Orlop alone where everything is emulated and instructions are counted, and fail where a budget is exceeded (start)
         #[arg(long)]
         check: bool,
@@ -158,13 +161,14 @@ fn main() -> ExitCode {
             subject,
             runs,
             only,
+            plot,
             check: false,
-        } => bench::run(subject, runs, &only),
+        } => bench::run(subject, runs, &only, plot.as_deref()),
         What::Bench {
             subject,
             runs,
-            only: _,
             check: true,
+            ..
         } => bench::check(subject, runs),
         What::Test {
             only,

@@ -1,5 +1,7 @@
 //! The VMMs that are compared, each started with the same kernel, size and command line.
 
+mod cloud_hypervisor;
+mod firecracker;
 mod orlop;
 mod qemu;
 
@@ -16,16 +18,19 @@ use orlop_testbed::host::emulator::Emulator;
 const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce \
      cryptomgr.notests tsc=reliable random.trust_cpu=1";
 
-/// What a guest boots from, and its RAM.
+/// What a guest boots from, its vCPUs and its RAM.
 pub struct Guest {
-    /// An ELF kernel with a PVH entry point, which all VMMs take.
+    /// An ELF kernel with a PVH entry point, which all VMMs take, in a directory where something may lie beside it.
     pub kernel: PathBuf,
+    pub vcpus: u32,
     pub memory_mib: u64,
     pub content: Content,
 }
 
 /// What a guest has beside kernel and RAM.
 pub enum Content {
+    /// No more.
+    Nothing,
     /// An initramfs, and no device.
     Initramfs(PathBuf),
     /// A root disk, and a device of each kind.
@@ -33,6 +38,7 @@ pub enum Content {
 }
 
 /// The host's ends of a guest's devices.
+#[derive(Clone)]
 pub struct Devices {
     /// The image of the root file system, for reading.
     pub root: PathBuf,
@@ -40,10 +46,12 @@ pub struct Devices {
     pub disk: PathBuf,
     /// The name of the network card's tap.
     pub tap: String,
-    /// The unix socket by which Orlop's guests are reached by vsock. QEMU's have the kernel's vsock.
+    /// The unix socket by which a guest is reached by vsock. QEMU's have the kernel's vsock.
     pub vsock: PathBuf,
     /// The socket of a virtiofsd, whose file system has the tag [`TAG`].
     pub fs: PathBuf,
+    /// What the guest is to do, at the end of its kernel's command line.
+    pub order: String,
 }
 
 /// The tag of the shared file system.
@@ -56,9 +64,12 @@ impl Guest {
     /// The kernel's command line, with where its root file system is.
     fn command_line(&self) -> String {
         match &self.content {
-            Content::Initramfs(_) => COMMAND_LINE.to_owned(),
-            Content::Devices(_) => {
-                format!("{COMMAND_LINE} root=/dev/vda rootfstype=erofs ro init=/init")
+            Content::Nothing | Content::Initramfs(_) => COMMAND_LINE.to_owned(),
+            Content::Devices(devices) => {
+                format!(
+                    "{COMMAND_LINE} root=/dev/vda rootfstype=erofs ro init=/init {}",
+                    devices.order
+                )
             }
         }
     }
@@ -72,7 +83,16 @@ pub enum Contender {
     QemuMicrovm(Emulator),
     /// QEMU's machine for everything.
     QemuQ35(Emulator),
+    /// With its program.
+    Firecracker(PathBuf),
+    /// With its program.
+    CloudHypervisor(PathBuf),
 }
+
+/// The variables that name peers' programs.
+pub const FIRECRACKER_VARIABLE: &str = "FIRECRACKER";
+/// See above.
+pub const CLOUD_HYPERVISOR_VARIABLE: &str = "CLOUD_HYPERVISOR";
 
 impl Contender {
     /// What it is called in tables.
@@ -81,6 +101,8 @@ impl Contender {
             Contender::Orlop(_) => "Orlop",
             Contender::QemuMicrovm(_) => "QEMU microvm",
             Contender::QemuQ35(_) => "QEMU q35",
+            Contender::Firecracker(_) => "Firecracker",
+            Contender::CloudHypervisor(_) => "Cloud Hypervisor",
         }
     }
 
@@ -89,17 +111,52 @@ impl Contender {
     /// # Errors
     /// When the program cannot be run.
     pub fn start(&self, guest: &Guest, console: &Path) -> Result<Vmm> {
-        start(&mut self.command(guest), console).map(Vmm)
+        start(&mut self.command(guest)?, console).map(Vmm)
     }
 
     /// The command that starts `guest`.
-    pub fn command(&self, guest: &Guest) -> Command {
-        match self {
+    ///
+    /// # Errors
+    /// When what it reads cannot be written.
+    pub fn command(&self, guest: &Guest) -> Result<Command> {
+        Ok(match self {
             Contender::Orlop(program) => orlop::command(program, guest),
             Contender::QemuMicrovm(emulator) => qemu::microvm(emulator, guest),
             Contender::QemuQ35(emulator) => qemu::q35(emulator, guest),
-        }
+            Contender::Firecracker(program) => firecracker::command(program, guest)?,
+            Contender::CloudHypervisor(program) => cloud_hypervisor::command(program, guest),
+        })
     }
+
+    /// What its program says of its version.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn version(&self) -> Result<String> {
+        let mut command = match self {
+            Contender::QemuMicrovm(emulator) | Contender::QemuQ35(emulator) => emulator.command(),
+            Contender::Orlop(program)
+            | Contender::Firecracker(program)
+            | Contender::CloudHypervisor(program) => Command::new(program),
+        };
+        let output = command.arg("--version").output();
+        let output = output.with_context(|| format!("cannot run {}", self.name()))?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        Ok(said.lines().next().unwrap_or_default().to_owned())
+    }
+}
+
+/// What was compared, and on what.
+///
+/// # Errors
+/// When a program cannot be run.
+pub fn versions<'a>(contenders: impl IntoIterator<Item = &'a Contender>) -> Result<String> {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut text = format!("\nhost kernel: {}\n", kernel.trim());
+    for contender in contenders {
+        text.push_str(&format!("{}: {}\n", contender.name(), contender.version()?));
+    }
+    Ok(text)
 }
 
 /// A program that writes what it says to the file `log`.

@@ -7,11 +7,12 @@ use super::{CID, Content, Devices, Guest, TAG};
 
 pub fn command(program: &Path, guest: &Guest) -> Command {
     let mut command = Command::new(program);
-    command.args(["run", "--name", "bench", "--cpus", "1"]);
+    command.args(["run", "--cpus", &guest.vcpus.to_string()]);
     command.args(["--memory", &format!("{}M", guest.memory_mib)]);
     command.arg("--kernel").arg(&guest.kernel);
     command.args(["--cmdline", &guest.command_line()]);
     match &guest.content {
+        Content::Nothing => {}
         Content::Initramfs(initramfs) => {
             command.arg("--initramfs").arg(initramfs);
         }
@@ -24,7 +25,7 @@ fn add(command: &mut Command, devices: &Devices) {
     command.args([
         format!("--disk=path={},readonly", devices.root.display()),
         format!("--disk=path={}", devices.disk.display()),
-        format!("--net=tap={}", devices.tap),
+        format!("--net=tap={},vhost=on", devices.tap),
         format!("--vsock=socket={},cid={CID}", devices.vsock.display()),
         format!("--fs=tag={TAG},socket={}", devices.fs.display()),
     ]);

@@ -10,7 +10,9 @@ use super::{CID, Content, Devices, Guest, TAG};
 /// option ROMs, and no ACPI tables to make; with them PCI Express, which our kernel finds by ACPI.
 pub fn microvm(emulator: &Emulator, guest: &Guest) -> Command {
     let machine = match guest.content {
-        Content::Initramfs(_) => "microvm,rtc=on,pit=off,pic=off,acpi=off,x-option-roms=off",
+        Content::Nothing | Content::Initramfs(_) => {
+            "microvm,rtc=on,pit=off,pic=off,acpi=off,x-option-roms=off"
+        }
         Content::Devices(_) => "microvm,rtc=on,pit=off,pic=off,acpi=on,pcie=on",
     };
     command(emulator, guest, machine)
@@ -24,13 +26,14 @@ pub fn q35(emulator: &Emulator, guest: &Guest) -> Command {
 fn command(emulator: &Emulator, guest: &Guest, machine: &str) -> Command {
     let mut command = emulator.command();
     command.args(["-M", &format!("{machine},accel=kvm")]);
-    command.args(["-cpu", "host", "-smp", "1"]);
+    command.args(["-cpu", "host", "-smp", &guest.vcpus.to_string()]);
     command.args(["-m", &format!("{}M", guest.memory_mib)]);
     command.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
     command.args(["-display", "none", "-serial", "stdio"]);
     command.arg("-kernel").arg(&guest.kernel);
     command.args(["-append", &guest.command_line()]);
     match &guest.content {
+        Content::Nothing => {}
         Content::Initramfs(initramfs) => {
             command.arg("-initrd").arg(initramfs);
         }

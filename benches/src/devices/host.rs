@@ -106,10 +106,10 @@ pub fn serve(
     }))
 }
 
-/// Listens for a guest that calls a port of its host's: QEMU's have the kernel's vsock, Orlop's end at a unix socket with the port's number.
+/// Listens for a guest that calls a port of its host's: QEMU's have the kernel's vsock, the others' end at a unix socket with the port's number.
 fn listen(contender: &Contender, devices: &Devices, port: u32) -> Result<Socket> {
     let (domain, address) = match contender {
-        Contender::Orlop(_) => {
+        Contender::Orlop(_) | Contender::Firecracker(_) | Contender::CloudHypervisor(_) => {
             let path = format!("{}_{port}", devices.vsock.display());
             // One of an earlier guest.
             let _ = fs::remove_file(&path);

@@ -1,4 +1,4 @@
-//! How fast a guest's devices are, side by side with QEMU's machines.
+//! How fast a guest's devices are, side by side with QEMU's machines, and with other VMMs where they are named.
 //!
 //! A guest boots from a disk, does one thing after another ([`loads`]) and powers off. What it does by fio and iperf3 it says on its
 //! console; what it does with streams the host measures ([`host`]).
@@ -10,15 +10,17 @@ mod root;
 use std::env;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use orlop_testbed::host::INSIDE_VARIABLE;
 use orlop_testbed::progress::step;
 
-use crate::contender::{Contender, Content, Devices, Guest, last_words};
+use crate::contender::{Contender, Content, Devices, Guest, last_words, versions};
 use crate::counts::{Counter, Exits};
-use crate::figures::{median, table};
+use crate::figures::{Beside, Better, Comparison, Row, median, table};
+use crate::plot;
 use crate::workplace::Workplace;
 use host::Tap;
 use loads::{Effort, Kind, LOADS, Load, Unit};
@@ -36,11 +38,11 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// The figures of one guest, by their loads' numbers.
 type Run = Vec<(usize, f64)>;
 
-/// Measures the devices of these kinds `runs` times for each VMM in turn, and prints a table.
+/// Measures the devices of these kinds `runs` times for each VMM in turn, prints tables and draws a `plot` of the first.
 ///
 /// # Errors
 /// When a guest does not do what it is to do.
-pub fn measure(runs: u32, kinds: &[Kind]) -> Result<()> {
+pub fn measure(runs: u32, kinds: &[Kind], plot: Option<&Path>) -> Result<()> {
     let workplace = Workplace::make()?;
     let wanted = |(_, load): &(usize, &Load)| kinds.is_empty() || kinds.contains(&load.kind);
     let loads = LOADS.iter().enumerate().filter(wanted);
@@ -51,6 +53,7 @@ pub fn measure(runs: u32, kinds: &[Kind]) -> Result<()> {
         tap: TAP.to_owned(),
         vsock: workplace.path("vsock"),
         fs: workplace.path("fs"),
+        order: String::new(),
     };
     let effort = if env::var_os(INSIDE_VARIABLE).is_some() {
         Effort::EMULATED
@@ -58,68 +61,120 @@ pub fn measure(runs: u32, kinds: &[Kind]) -> Result<()> {
         Effort::FULL
     };
     root::make(
-        &loads::script(&numbers, effort),
+        &loads::script(effort),
         &workplace.path("scratch"),
         &devices.root,
     )?;
     // Filled, for what nobody has written yet is read quicker, and written slower.
     let mut disk = File::create(&devices.disk)?;
     io::copy(&mut io::repeat(1).take(DISK), &mut disk)?;
-    let guest = Guest {
-        kernel: workplace.kernel(),
-        memory_mib: MEMORY_MIB,
-        content: Content::Devices(devices),
-    };
-    let contenders = [
+    let mut contenders = vec![
         Contender::Orlop(workplace.orlop()),
         Contender::QemuMicrovm(workplace.emulator()),
         Contender::QemuQ35(workplace.emulator()),
     ];
+    contenders.extend(workplace.named()?);
     let tap = Tap::make(TAP)?;
     let iperf = host::iperf(&workplace.path("iperf"))?;
-    let mut measured = contenders.each_ref().map(|_| Vec::new());
-    let mut exits = contenders.each_ref().map(|_| Exits::default());
+    let mut measured: Vec<_> = contenders.into_iter().map(Measured::new).collect();
     for run in 1..=runs {
-        for ((contender, measured), exits) in contenders.iter().zip(&mut measured).zip(&mut exits) {
+        for measured in &mut measured {
+            let contender = &measured.contender;
             step(format!("run {run} of {runs}, {}", contender.name()));
             let counter = Counter::begin()?;
-            let one = one(&workplace, contender, &guest, &numbers);
-            measured.push(one.with_context(|| contender.name())?);
-            *exits = counter.end()?;
+            let one = one(&workplace, contender, &devices, &numbers);
+            measured.runs.push(one.with_context(|| contender.name())?);
+            measured.exits = counter.end()?;
         }
     }
     drop((iperf, tap));
-    print!("{}", report(&numbers, &measured)?);
-    let rows = Exits::rows(exits.each_ref());
-    let rows = rows.into_iter().map(|(what, counts)| {
-        let [ours, microvm, q35] = counts.map(|count| count.to_string());
-        [what, ours, microvm, q35]
-    });
-    let head = [
-        "a guest's life, the last",
-        "Orlop",
-        "QEMU microvm",
-        "QEMU q35",
-    ];
-    print!("{}", table(head, rows));
+    let comparison = Comparison {
+        about: "",
+        names: names(&measured),
+        beside: Beside::Lead,
+        rows: rows(&numbers, &measured)?,
+    };
+    print!("{}", comparison.table());
+    print!("{}", report_exits(&measured));
+    print!("{}", versions(measured.iter().map(|it| &it.contender))?);
+    if let Some(file) = plot {
+        let title = "A guest's devices: how many times better Orlop's are";
+        plot::draw(file, title, &[&comparison])?;
+    }
     Ok(())
+}
+
+/// What a VMM's guests did.
+struct Measured {
+    contender: Contender,
+    runs: Vec<Run>,
+    /// Those of the last guest's whole life.
+    exits: Exits,
+}
+
+impl Measured {
+    fn new(contender: Contender) -> Self {
+        Self {
+            contender,
+            runs: Vec::new(),
+            exits: Exits::default(),
+        }
+    }
+
+    /// The median of a load's figures; `None` of a device that the VMM does not have.
+    fn median(&self, number: usize, load: &Load) -> Result<Option<f64>> {
+        if !has(&self.contender, load.kind) {
+            return Ok(None);
+        }
+        let figures = self.runs.iter().flatten();
+        let of_load = figures.filter(|(of, _)| *of == number);
+        let median = median(of_load.map(|(_, figure)| *figure));
+        median.context(load.what).map(Some)
+    }
+}
+
+/// Whether a VMM has devices of this kind.
+fn has(contender: &Contender, kind: Kind) -> bool {
+    !matches!((contender, kind), (Contender::Firecracker(_), Kind::Fs))
+}
+
+/// The command by which a guest ends its VM: Firecracker's has nothing that switches it off.
+fn end(contender: &Contender) -> &'static str {
+    match contender {
+        Contender::Firecracker(_) => "reboot",
+        _ => "poweroff",
+    }
 }
 
 /// Starts a guest, which does everything once.
 fn one(
     workplace: &Workplace,
     contender: &Contender,
-    guest: &Guest,
+    devices: &Devices,
     numbers: &[usize],
 ) -> Result<Run> {
-    let Content::Devices(devices) = &guest.content else {
-        anyhow::bail!("a guest without devices");
+    let does = |number: &&usize| {
+        let load = LOADS.get(**number);
+        load.is_some_and(|load| has(contender, load.kind))
+    };
+    let numbers: Vec<_> = numbers.iter().filter(does).copied().collect();
+    let devices = Devices {
+        order: loads::order(&numbers, end(contender)),
+        ..devices.clone()
     };
     let console = workplace.path("console");
     let shared = tempfile::tempdir_in("/run")?;
     let fs = host::virtiofsd(shared.path(), &devices.fs, &workplace.path("virtiofsd"))?;
-    let called = host::serve(contender, devices, numbers)?;
-    let ended = contender.start(guest, &console)?.wait(LIMIT);
+    // One that the last guest's VMM has left.
+    let _ = fs::remove_file(&devices.vsock);
+    let called = host::serve(contender, &devices, &numbers)?;
+    let guest = Guest {
+        kernel: workplace.kernel(),
+        vcpus: 1,
+        memory_mib: MEMORY_MIB,
+        content: Content::Devices(devices),
+    };
+    let ended = contender.start(&guest, &console)?.wait(LIMIT);
     ended.with_context(|| last_words(&console))?;
     drop(fs);
     let said = fs::read(&console)?;
@@ -137,35 +192,39 @@ fn one(
     Ok(figures)
 }
 
-fn report(numbers: &[usize], measured: &[Vec<Run>; 3]) -> Result<String> {
+fn names(measured: &[Measured]) -> Vec<&'static str> {
+    measured.iter().map(|it| it.contender.name()).collect()
+}
+
+fn rows(numbers: &[usize], measured: &[Measured]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for number in numbers {
         let Some(load) = LOADS.get(*number) else {
             continue;
         };
-        let mut medians = [0.0; 3];
-        for (runs, median_of) in measured.iter().zip(&mut medians) {
-            let figures = runs.iter().flatten();
-            let of_load = figures.filter(|(of, _)| of == number);
-            *median_of = median(of_load.map(|(_, figure)| *figure)).context(load.what)?;
-        }
-        let [ours, microvm, q35] = medians;
-        // More is better, so that 1.20 is a lead in all rows.
-        let lead = |theirs: f64| match load.unit {
-            Unit::Time => theirs / ours,
-            Unit::Bandwidth | Unit::Requests => ours / theirs,
-        };
-        rows.push([
-            format!("{}: {}, {}", load.kind, load.what, load.unit),
-            format!("{ours:.0}"),
-            format!("{microvm:.0}"),
-            format!("{:.2}", lead(microvm)),
-            format!("{q35:.0}"),
-            format!("{:.2}", lead(q35)),
-        ]);
+        let medians = measured.iter().map(|it| it.median(*number, load));
+        rows.push(Row {
+            what: format!("{}: {}, {}", load.kind, load.what, load.unit),
+            better: match load.unit {
+                Unit::Time => Better::Less,
+                Unit::Bandwidth | Unit::Requests => Better::More,
+            },
+            decimals: 0,
+            figures: medians.collect::<Result<_>>()?,
+        });
     }
-    let head = ["", "Orlop", "QEMU microvm", "lead", "QEMU q35", "lead"];
-    Ok(table(head, rows))
+    Ok(rows)
+}
+
+fn report_exits(measured: &[Measured]) -> String {
+    let exits: Vec<_> = measured.iter().map(|it| &it.exits).collect();
+    let rows = Exits::rows(&exits).into_iter().map(|(what, counts)| {
+        let counts = counts.iter().map(u64::to_string);
+        std::iter::once(what).chain(counts).collect::<Vec<_>>()
+    });
+    let mut head = vec!["a guest's life, the last"];
+    head.extend(names(measured));
+    table(&head, rows)
 }
 
 #[cfg(test)]
@@ -174,16 +233,28 @@ mod tests {
 
     #[test]
     fn a_lead_is_more_of_what_is_wanted() {
-        let runs = |figure: f64| vec![vec![(0, figure), (8, figure)]];
-        let report = report(&[0, 8], &[runs(20.0), runs(10.0), runs(40.0)]).unwrap();
-        let lines: Vec<_> = report.lines().skip(3).collect();
-        assert!(
-            lines[0].ends_with("| 20 | 10 | 2.00 | 40 | 0.50 |"),
-            "{report}"
-        );
-        assert!(
-            lines[1].ends_with("| 20 | 10 | 0.50 | 40 | 2.00 |"),
-            "{report}"
+        let program = std::path::PathBuf::from;
+        let measured = |contender, figure: f64| Measured {
+            runs: vec![vec![(0, figure), (8, figure), (12, figure)]],
+            ..Measured::new(contender)
+        };
+        let mut other = measured(Contender::Firecracker(program("f")), 40.0);
+        // It has no shared directories.
+        other.runs[0].pop();
+        let measured = [
+            measured(Contender::Orlop(program("o")), 20.0),
+            measured(Contender::CloudHypervisor(program("c")), 10.0),
+            other,
+        ];
+        let rows = rows(&[0, 8, 12], &measured).unwrap();
+        let leads: Vec<_> = rows.iter().map(Row::leads).collect();
+        assert_eq!(
+            leads,
+            [
+                [Some(2.0), Some(0.5)],
+                [Some(0.5), Some(2.0)],
+                [Some(2.0), None],
+            ]
         );
     }
 }

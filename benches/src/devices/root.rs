@@ -24,7 +24,9 @@ pub fn make(script: &str, scratch: &Path, image: &Path) -> Result<()> {
     fs::write(&init, script)?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
     fs::copy("/bin/busybox", scratch.join("bin/busybox"))?;
-    for applet in ["sh", "mount", "ip", "echo", "grep", "tail", "poweroff"] {
+    for applet in [
+        "sh", "mount", "ip", "echo", "grep", "tail", "poweroff", "reboot",
+    ] {
         std::os::unix::fs::symlink("busybox", scratch.join("bin").join(applet))?;
     }
     let mut files: Vec<String> = PROGRAMS.map(str::to_owned).into();

@@ -1,17 +1,59 @@
-//! What a VMM's process costs beyond its guest's RAM.
+//! What a VMM's process holds: memory beyond its guest's RAM, threads, files, page tables.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 
-/// The private memory of process `id` in bytes, without what is mapped in one stretch as large as the guest's RAM, which is the guest's RAM.
+/// What a process holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Private memory without the guest's RAM, in bytes.
+    pub beyond_ram: u64,
+    /// Threads.
+    pub threads: u64,
+    /// Open files.
+    pub files: u64,
+    /// Its own page tables, in bytes; those of its guest are the host kernel's.
+    pub page_tables: u64,
+}
+
+impl Held {
+    /// What process `id` holds now. Its guest's RAM is what is mapped in one stretch that is at least `ram` bytes long.
+    ///
+    /// # Errors
+    /// When the process has gone, or its files in `/proc` read otherwise than proc(5) says.
+    pub fn by(id: u32, ram: u64) -> Result<Self> {
+        let read = |name: &str| {
+            let path = format!("/proc/{id}/{name}");
+            let text = fs::read_to_string(&path);
+            text.with_context(|| format!("cannot read {path}"))
+        };
+        let beyond_ram = count(&read("smaps")?, ram).context("its smaps are not understood")?;
+        let status = read("status")?;
+        let field = |name: &str| field(&status, name).with_context(|| format!("no {name}"));
+        Ok(Self {
+            beyond_ram,
+            threads: field("Threads:")?,
+            files: fs::read_dir(format!("/proc/{id}/fd"))?.count() as u64,
+            page_tables: field("VmPTE:")? << 10,
+        })
+    }
+}
+
+/// The memory of process `id` in bytes, of what is shared its part of it (PSS).
 ///
 /// # Errors
-/// When the process has gone, or its `smaps` reads otherwise than proc(5) says.
-pub fn beyond_ram(id: u32, ram: u64) -> Result<u64> {
-    let path = format!("/proc/{id}/smaps");
+/// When the process has gone, or its `smaps_rollup` reads otherwise than proc(5) says.
+pub fn share_of_memory(id: u32) -> Result<u64> {
+    let path = format!("/proc/{id}/smaps_rollup");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    count(&text, ram).with_context(|| format!("{path} is not understood"))
+    Ok(field(&text, "Pss:").with_context(|| format!("no Pss in {path}"))? << 10)
+}
+
+/// The number behind `name` in a process's `status`.
+fn field(status: &str, name: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+    value.split_whitespace().next()?.parse().ok()
 }
 
 fn count(smaps: &str, ram: u64) -> Option<u64> {
@@ -75,6 +117,17 @@ fn mappings(smaps: &str) -> Option<Vec<Mapping>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_holds_what_its_status_says() {
+        let status = "Name:\torlop\nVmPTE:\t      84 kB\nThreads:\t4\n";
+        assert_eq!(field(status, "VmPTE:"), Some(84));
+        assert_eq!(field(status, "Threads:"), Some(4));
+        assert_eq!(field(status, "Other:"), None);
+        let own = Held::by(std::process::id(), u64::MAX).unwrap();
+        assert!(share_of_memory(std::process::id()).unwrap() > 0);
+        assert!(own.beyond_ram > 0 && own.threads > 0 && own.files > 0 && own.page_tables > 0);
+    }
 
     #[test]
     fn the_guests_ram_is_left_out() {
