@@ -7,7 +7,7 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header
 use linux_loader::loader::{BzImage, KernelLoader};
 use vm_memory::{Address, Bytes, GuestAddress};
 
-use super::{Error, How, Initramfs, Loaded, memory_map, mib};
+use super::{Error, How, Initramfs, Loaded, huge_pages, memory_map, mib};
 use crate::arch::x86_64::layout;
 use crate::devices::virtio::GuestMemory;
 
@@ -37,6 +37,11 @@ pub(super) fn load(memory: &GuestMemory, mut file: File, path: &Path) -> Result<
     let unpacked = header
         .pref_address
         .saturating_add(u64::from(header.init_size));
+    huge_pages::want(
+        memory,
+        GuestAddress(header.pref_address),
+        GuestAddress(unpacked),
+    );
     let end = GuestAddress(loaded.kernel_end.max(unpacked));
     let entry = loaded.kernel_load.unchecked_add(ENTRY_64);
     Ok(Loaded {

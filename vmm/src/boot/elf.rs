@@ -12,7 +12,7 @@ use linux_loader::loader::{Elf, KernelLoader, elf::PvhBootCapability};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::image_file::ImageFile;
-use super::{Error, How, Initramfs, Loaded, memory_map, mib};
+use super::{Error, How, Initramfs, Loaded, huge_pages, memory_map, mib};
 use crate::arch::x86_64::layout;
 use crate::devices::virtio::GuestMemory;
 
@@ -39,16 +39,16 @@ pub(super) fn load(
         memory: mib(memory),
         source,
     })?;
+    let end = GuestAddress(loaded.kernel_end);
+    // What is not in the file as well.
+    huge_pages::want(memory, loaded.kernel_load, end);
     let how = match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(entry) => How::Pvh(entry),
         PvhBootCapability::PvhEntryNotPresent | PvhBootCapability::PvhEntryIgnored => {
             How::Linux64(loaded.kernel_load, header())
         }
     };
-    Ok(Loaded {
-        end: GuestAddress(loaded.kernel_end),
-        how,
-    })
+    Ok(Loaded { end, how })
 }
 
 /// What a `bzImage` brings with it and an ELF file does not: the setup header of a kernel that lies where it runs.

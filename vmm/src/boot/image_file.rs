@@ -1,7 +1,6 @@
 //! A kernel or an initramfs on its way into guest memory.
 //!
-//! It is copied, into huge pages where the host gives them: a good part of a copy's cost is having the pages that it goes to. All of them
-//! are written, so no memory is taken that would not be taken anyway.
+//! It is copied, into huge pages where the host gives them: a good part of a copy's cost is having the pages that it goes to.
 //!
 //! Mapping the file in place of the memory would reach the guest's first instruction sooner still, and its init later by more than that: each page
 //! would cost an exit when it is first touched, and another when it is first written (docs/performance.md). And whoever changes the
@@ -11,47 +10,44 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
 use vm_memory::bitmap::BitmapSlice;
-use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
+use vm_memory::{Address as _, ReadVolatile, VolatileMemoryError, VolatileSlice};
 
-/// The size of a huge page.
-const HUGE: usize = 2 << 20;
+use super::huge_pages;
+use crate::memory::GuestMemory;
 
-/// The file.
+/// What is shorter is no reason for a huge page.
+const WORTH_ONE: usize = 256 << 10;
+
+/// The file, and where it goes.
 #[derive(Debug)]
-pub(super) struct ImageFile(pub(super) File);
+pub(super) struct ImageFile<'a> {
+    pub file: File,
+    pub memory: &'a GuestMemory,
+}
 
-impl Read for ImageFile {
+impl Read for ImageFile<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
+        self.file.read(buffer)
     }
 }
 
-impl Seek for ImageFile {
+impl Seek for ImageFile<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.0.seek(to)
+        self.file.seek(to)
     }
 }
 
-impl ReadVolatile for ImageFile {
+impl ReadVolatile for ImageFile<'_> {
     fn read_volatile<B: BitmapSlice>(
         &mut self,
         target: &mut VolatileSlice<B>,
     ) -> Result<usize, VolatileMemoryError> {
-        want_huge_pages(target);
-        self.0.read_volatile(target)
-    }
-}
-
-/// Asks for huge pages where they fit wholly into `target`. A host that has none to give is as good, but slower.
-fn want_huge_pages<B: BitmapSlice>(target: &VolatileSlice<B>) {
-    let guard = target.ptr_guard_mut();
-    let (start, end) = (
-        guard.as_ptr() as usize,
-        guard.as_ptr() as usize + guard.len(),
-    );
-    let (start, end) = (start.next_multiple_of(HUGE), end / HUGE * HUGE);
-    if start < end {
-        // SAFETY: the range lies within `target`, and the advice changes nothing of what is in it.
-        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+        let start = huge_pages::address_of(self.memory, target.ptr_guard_mut().as_ptr());
+        if let Some(start) = start
+            && target.len() >= WORTH_ONE
+        {
+            huge_pages::want(self.memory, start, start.unchecked_add(target.len() as u64));
+        }
+        self.file.read_volatile(target)
     }
 }

@@ -5,6 +5,7 @@
 
 mod bzimage;
 mod elf;
+mod huge_pages;
 mod image_file;
 mod memory_map;
 
@@ -110,13 +111,14 @@ pub fn load(
     let path = &config.kernel.name();
     let mut file = open("kernel", &config.kernel)?;
     let loaded = match Format::of(&mut file, path)? {
-        Format::Elf => elf::load(memory, ImageFile(file), path)?,
+        Format::Elf => elf::load(memory, ImageFile { file, memory }, path)?,
         Format::BzImage => bzimage::load(memory, file, path)?,
     };
     let initramfs = match &config.initramfs {
         Some(file) => Some(load_initramfs(memory, file, loaded.end)?),
         None => None,
     };
+    huge_pages::want_for_linux(memory, initramfs);
     match loaded.how {
         How::Pvh(entry) => {
             elf::write_start_info(memory, initramfs, rsdp)?;
@@ -236,7 +238,7 @@ fn load_initramfs(
             memory: mib(memory),
         })?;
     let start = GuestAddress(start);
-    let mut file = ImageFile(file);
+    let mut file = ImageFile { file, memory };
     // usize: x86_64 only.
     memory
         .read_exact_volatile_from(start, &mut file, size as usize)
