@@ -14,6 +14,7 @@ mod keyboard;
 mod outcome;
 mod processors;
 mod resize;
+mod rest;
 mod serve;
 mod signals;
 #[cfg(test)]
@@ -23,7 +24,6 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -33,6 +33,7 @@ pub use self::error::Error;
 use self::keyboard::Keyboard;
 pub use self::outcome::Outcome;
 use self::processors::Processors;
+use self::rest::Rest;
 use crate::config::VmConfig;
 use crate::control::news::{Happening, News};
 use crate::control::service::Server;
@@ -81,9 +82,6 @@ pub fn run(
     vm.end(&outcome);
     outcome
 }
-
-/// When nobody wants anything for so long, the VMM is at rest: what it does not need goes back to the host.
-const SETTLING: Duration = Duration::from_millis(100);
 
 /// Where messages to the controller come from.
 type Controller = Sender<Message>;
@@ -187,11 +185,13 @@ impl Vm {
         life: Life,
         messages: &Receiver<Message>,
     ) -> Outcome {
-        let (mut has_settled, mut is_at_rest) = (false, false);
+        let mut rest = Rest::None;
         loop {
-            let patience = if is_at_rest { Duration::MAX } else { SETTLING };
-            let message = messages.recv_timeout(patience);
-            is_at_rest = message.is_err();
+            let message = messages.recv_timeout(rest.patience());
+            rest = match message {
+                Ok(_) => Rest::None,
+                Err(_) => rest.deeper(),
+            };
             match message {
                 Ok(Message::GuestEnded(of, outcome)) if of == life => return outcome,
                 Ok(Message::Ejected(of, device)) if of == life => {
@@ -219,10 +219,7 @@ impl Vm {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     own_heap::give_back();
-                    // Once is enough: what is used of it later is used again.
-                    if !std::mem::replace(&mut has_settled, true)
-                        && let Err(error) = own_code::let_go()
-                    {
+                    if let Err(error) = own_code::let_go() {
                         log::warn!("code that is not needed any more stays in memory: {error}");
                     }
                 }
