@@ -136,7 +136,7 @@ fn a_guest_without_an_agent_is_given_up() {
         let error = cri
             .run(&pod, &Container::busybox("main", &["true"]))
             .unwrap_err();
-        assert_one_line_with(error.message(), "kernel panicked");
+        assert_one_line_with(error.message(), "Kernel panic - not syncing");
         let file = kept_console(error.message());
         assert!(file.contains("stories_silent_"), "{file}");
         let kept = fs::read_to_string(file).unwrap();

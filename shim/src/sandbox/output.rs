@@ -16,6 +16,8 @@ use crate::logging;
 const FILE_LIMIT: u64 = 1 << 20;
 /// The longest line that is kept for a message.
 const LINE_LIMIT: usize = 1000;
+/// What a guest's kernel says why it ends. What follows is where it was then.
+const LAST_WORDS: &str = "Kernel panic";
 
 /// A program's output.
 #[derive(Debug)]
@@ -50,7 +52,7 @@ impl Lines {
         if let Some(own) = own.filter(|own| !own.starts_with("warn: ")) {
             self.last_own = own.to_owned();
         }
-        if !line.is_empty() {
+        if !line.is_empty() && !self.last.contains(LAST_WORDS) {
             self.last = line;
         }
     }
@@ -91,7 +93,7 @@ impl Output {
         let _ = tokio::time::timeout(Duration::from_secs(1), &mut self.reader).await;
     }
 
-    /// The last line that the program printed.
+    /// The last line that the program printed, or that of a kernel's panic.
     pub fn last_line(&self) -> Option<String> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         Some(lines.last.clone()).filter(|line| !line.is_empty())
@@ -108,6 +110,13 @@ impl Output {
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn what_follows_a_kernels_panic_is_not_its_last_word() {
+        let mut lines = Lines::default();
+        lines.take(b"[1.0] Kernel panic - not syncing: x\n[1.0] Call Trace:\n[1.0]  y+0x1/0x2\n");
+        assert_eq!(lines.last, "[1.0] Kernel panic - not syncing: x");
+    }
 
     #[tokio::test]
     async fn the_last_lines_are_at_hand_and_the_file_stays_small() {
