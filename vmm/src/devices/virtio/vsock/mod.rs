@@ -25,6 +25,7 @@ mod to_host;
 mod traffic_tests;
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
@@ -155,7 +156,7 @@ impl Device for Vsock {
             table: Table::new(self.guest_cid, self.socket.clone(), self.counters.clone()),
             greetings: Greetings::default(),
             counters: self.counters.clone(),
-            spare: None,
+            buffers: VecDeque::new(),
             paused: None,
             complained: false,
         };

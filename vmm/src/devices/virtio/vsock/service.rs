@@ -1,5 +1,6 @@
 //! The thread that moves everything: queues, the listener, those that are greeting, and connections, under one epoll.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -17,6 +18,10 @@ use crate::devices::virtio::{ActiveQueue, Fault, GuestMemory, StartError};
 /// How long nobody is let in when the process has no descriptor left.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// As many of the guest's buffers as one read from a socket may fill: Linux has them of 4 KiB, and a system call for each is most of what they
+/// cost.
+const BUFFERS: usize = 16;
+
 /// What the thread works on.
 pub struct Service {
     /// To the guest.
@@ -33,8 +38,8 @@ pub struct Service {
     pub greetings: Greetings,
     /// What it did.
     pub counters: Arc<Counters>,
-    /// A buffer of the guest's that was taken when there turned out to be nothing to put into it.
-    pub spare: Option<Chain>,
+    /// Buffers of the guest's that were taken and have nothing in them yet.
+    pub buffers: VecDeque<Chain>,
     /// When the listener is to be heard again, after descriptors ran out.
     pub paused: Option<Instant>,
     /// Whether that was said since somebody was last let in.
@@ -81,6 +86,11 @@ impl Token {
             (host, guest) => Token::Connection(Key { host, guest }),
         })
     }
+}
+
+/// How much data has room behind the header.
+fn room_in(chain: &Chain) -> usize {
+    chain.writable_len().saturating_sub(HEADER_LEN)
 }
 
 impl Service {
@@ -176,62 +186,77 @@ impl Service {
         })
     }
 
-    /// Gives packets to the guest, up to a queue's length of them, so that the other direction has its turn.
+    /// Gives packets to the guest, about a queue's length of them, so that the other direction has its turn.
     fn give(&mut self) -> Result<bool, Error> {
-        let mut given = false;
-        let mut more = false;
-        for _ in 0..self.rx.queue.size() {
-            if !self.table.has_something() {
-                more = false;
-                break;
+        let mut given = 0;
+        loop {
+            // Without a buffer, the guest will kick when there is one.
+            if !self.table.has_something() || !self.take_buffers()? {
+                return Ok(false);
             }
-            let Some(chain) = self.room()? else {
-                // The guest will kick when there is.
-                more = false;
-                break;
-            };
-            let capacity = chain.writable_len().saturating_sub(HEADER_LEN);
-            let room = chain.writable_slices(&self.memory, HEADER_LEN, capacity)?;
-            if room.is_empty() {
-                return Err(Error::Short {
-                    need: HEADER_LEN + 1,
-                    have: chain.writable_len(),
-                });
+            if given >= usize::from(self.rx.queue.size()) {
+                return Ok(true);
+            }
+            let mut room = Vec::new();
+            for chain in &self.buffers {
+                room.extend(chain.writable_slices(&self.memory, HEADER_LEN, room_in(chain))?);
             }
             let Some(header) = self.table.next_packet(&room) else {
-                self.spare = Some(chain);
-                more = false;
+                return Ok(false);
+            };
+            given += self.put(&header)?;
+            // At once, so that the guest reads while the next is read for it.
+            if self.rx.queue.needs_interrupt(&self.memory)? {
+                self.rx.interrupt.trigger();
+            }
+        }
+    }
+
+    /// Sees that there are buffers of the guest's, as many as may be; `false` when there is none. Kicks are on then.
+    fn take_buffers(&mut self) -> Result<bool, Error> {
+        while self.buffers.len() < BUFFERS {
+            if let Some(chain) = self.rx.queue.pop(&self.memory)? {
+                if room_in(&chain) == 0 {
+                    return Err(Error::Short {
+                        need: HEADER_LEN + 1,
+                        have: chain.writable_len(),
+                    });
+                }
+                self.buffers.push_back(chain);
+            } else if !self.buffers.is_empty() {
                 break;
+            } else if !self.rx.queue.enable_kicks(&self.memory)? {
+                return Ok(false);
+            }
+        }
+        self.rx.queue.disable_kicks(&self.memory)?;
+        Ok(true)
+    }
+
+    /// Gives the guest what was read for it behind `header`: each buffer is a packet of its own. Says how many there were.
+    fn put(&mut self, header: &Header) -> Result<usize, Error> {
+        let mut left = header.len as usize;
+        let mut given = 0;
+        while let Some(chain) = self.buffers.pop_front() {
+            let len = left.min(room_in(&chain));
+            let header = Header {
+                // No more than was left, which was a u32.
+                len: len as u32,
+                ..*header
             };
             chain.write_at(&self.memory, 0, &header.to_bytes())?;
             // The data lies in a chain, which is less than 4 GiB long.
-            let written = header.len + HEADER_LEN as u32;
+            let written = (HEADER_LEN + len) as u32;
             self.rx
                 .queue
                 .complete(&self.memory, chain.head(), written)?;
-            given = true;
-            more = true;
-        }
-        if given && self.rx.queue.needs_interrupt(&self.memory)? {
-            self.rx.interrupt.trigger();
-        }
-        Ok(more)
-    }
-
-    /// A buffer of the guest's; kicks are on when there is none.
-    fn room(&mut self) -> Result<Option<Chain>, Error> {
-        if let Some(chain) = self.spare.take() {
-            return Ok(Some(chain));
-        }
-        loop {
-            if let Some(chain) = self.rx.queue.pop(&self.memory)? {
-                self.rx.queue.disable_kicks(&self.memory)?;
-                return Ok(Some(chain));
-            }
-            if !self.rx.queue.enable_kicks(&self.memory)? {
-                return Ok(None);
+            given += 1;
+            left -= len;
+            if left == 0 {
+                break;
             }
         }
+        Ok(given)
     }
 
     /// Lets programs on the host in, as many as wait and not more than a number, so that others have their turn.
