@@ -68,14 +68,19 @@ impl Programs {
         Some(self.why_vmm_ended(status).await)
     }
 
-    /// Why the VMM ended: the last `orlop: …` line that it printed, else its status in words.
+    /// Why the VMM ended: the last `orlop: …` line that it printed, else its status in words; of a guest that crashed its last word as well.
     pub(super) async fn why_vmm_ended(&mut self, status: io::Result<ExitStatus>) -> String {
         self.vmm_output.finish().await;
         self.console.finish().await;
+        let code = status.as_ref().ok().and_then(ExitStatus::code);
         if let Some(line) = self.vmm_output.last_error() {
-            return line;
+            return match (code, self.console.last_line()) {
+                // The guest's kernel knows more of that than the VMM does.
+                (Some(4 | 5), Some(word)) => format!("{line}; last on its console: {word}"),
+                _ => line,
+            };
         }
-        let what = match status.as_ref().ok().and_then(ExitStatus::code) {
+        let what = match code {
             Some(0) => "the guest powered itself off".to_owned(),
             Some(3) => "the guest reset itself".to_owned(),
             Some(4) => "the guest took a fault that it could not handle".to_owned(),
