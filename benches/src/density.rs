@@ -42,11 +42,12 @@ pub fn measure(runs: u32, plot: Option<&Path>) -> Result<()> {
     let stage = Stage::set()?;
     let contenders = stage.contenders()?;
     let mut crowds = vec![CROWDS.map(|_| Vec::new()); contenders.len()];
+    let mut marks = Marks::begin()?;
     for run in 1..=runs {
         for (contender, crowds) in contenders.iter().zip(&mut crowds) {
             for (size, crowds) in CROWDS.into_iter().zip(crowds) {
-                let crowd =
-                    one(&stage, contender, size).with_context(|| stage.failure(contender))?;
+                let crowd = one(&stage, contender, size, &mut marks)
+                    .with_context(|| stage.failure(contender))?;
                 step(format!(
                     "run {run} of {runs}, {size} of {}: {:.1} ms until all have booted",
                     contender.name(),
@@ -74,8 +75,7 @@ pub fn measure(runs: u32, plot: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-fn one(stage: &Stage, contender: &Contender, size: usize) -> Result<Crowd> {
-    let marks = Marks::begin()?;
+fn one(stage: &Stage, contender: &Contender, size: usize, marks: &mut Marks) -> Result<Crowd> {
     let vms = (0..size)
         .map(|_| contender.start(stage.guest(), stage.console()))
         .collect::<Result<Vec<_>>>()?;

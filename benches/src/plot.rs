@@ -8,8 +8,8 @@ use plotters::prelude::*;
 use crate::figures::Comparison;
 
 /// How wide a plot is, how much of that is for the rows' names, and how high a bar and what is around them is, in pixels.
-const WIDTH: u32 = 900;
-const NAMES: i32 = 330;
+const WIDTH: u32 = 1000;
+const NAMES: i32 = 400;
 const BAR: i32 = 14;
 const GAP: i32 = 16;
 const TOP: i32 = 60;

@@ -27,8 +27,12 @@ pub struct Moments {
     pub init: f64,
 }
 
-/// The marks of many guests that are started at once.
-pub struct Marks(Instance);
+/// The marks of many guests that are started at once, crowd after crowd.
+pub struct Marks {
+    // Closed before the trace is removed.
+    lines: BufReader<File>,
+    _trace: Instance,
+}
 
 impl Marks {
     /// Begins to trace.
@@ -36,23 +40,26 @@ impl Marks {
     /// # Errors
     /// As [`Trace::begin`].
     pub fn begin() -> Result<Self> {
-        let marks = Instance::make("orlop-bench-marks")?;
-        marks.write("events/kvm/kvm_cpuid/filter", &is_mark())?;
-        marks.write("events/sched/sched_process_exec/enable", "1")?;
-        marks.write("events/kvm/kvm_cpuid/enable", "1")?;
-        Ok(Self(marks))
+        let trace = Instance::make("orlop-bench-marks")?;
+        trace.write("events/kvm/kvm_cpuid/filter", &is_mark())?;
+        trace.write("events/sched/sched_process_exec/enable", "1")?;
+        trace.write("events/kvm/kvm_cpuid/enable", "1")?;
+        Ok(Self {
+            lines: trace.lines()?,
+            _trace: trace,
+        })
     }
 
     /// Seconds from the execution of process `first`'s program until so many guests have given their mark.
     ///
     /// # Errors
     /// When they do not within `limit`.
-    pub fn of(self, first: u32, guests: usize, limit: Duration) -> Result<f64> {
+    pub fn of(&mut self, first: u32, guests: usize, limit: Duration) -> Result<f64> {
         let first = format!(" pid={first} ");
         let mut exec = None;
         let mut marks = 0;
         let mut last = 0.0;
-        self.0.read_until(limit, |line| {
+        read_until(&mut self.lines, limit, |line| {
             if line.contains("sched_process_exec:") && line.contains(&first) {
                 exec = time_of(line);
             } else if line.contains(" kvm_cpuid:") {
@@ -167,35 +174,42 @@ impl Instance {
     /// When none comes within `limit`.
     pub fn wait(&self, limit: Duration) -> Result<String> {
         let mut first = String::new();
-        self.read_until(limit, |line| {
+        read_until(&mut self.lines()?, limit, |line| {
             first.push_str(line);
             true
         })?;
         Ok(first)
     }
 
-    /// Has `seen` look at each event's line as it comes, until it says that it has seen enough.
-    fn read_until(&self, limit: Duration, mut seen: impl FnMut(&str) -> bool) -> Result<()> {
-        let pipe = File::open(self.path.join("trace_pipe"))?;
-        let mut lines = BufReader::new(&pipe);
-        let end = Instant::now() + limit;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let mut polled = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
-            if !lines.buffer().is_empty() || poll(&mut polled, timeout)? > 0 {
-                let mut line = String::new();
-                lines.read_line(&mut line)?;
-                if seen(&line) {
-                    return Ok(());
-                }
+    /// The lines of its events as they come.
+    fn lines(&self) -> Result<BufReader<File>> {
+        Ok(BufReader::new(File::open(self.path.join("trace_pipe"))?))
+    }
+}
+
+/// Has `seen` look at each line as it comes, until it says that it has seen enough.
+fn read_until(
+    lines: &mut BufReader<File>,
+    limit: Duration,
+    mut seen: impl FnMut(&str) -> bool,
+) -> Result<()> {
+    let end = Instant::now() + limit;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut polled = [PollFd::new(lines.get_ref().as_fd(), PollFlags::POLLIN)];
+        if !lines.buffer().is_empty() || poll(&mut polled, timeout)? > 0 {
+            let mut line = String::new();
+            lines.read_line(&mut line)?;
+            if seen(&line) {
+                return Ok(());
             }
-            if left.is_zero() {
-                bail!(
-                    "the guest did not reach user space in {} s",
-                    limit.as_secs()
-                );
-            }
+        }
+        if left.is_zero() {
+            bail!(
+                "the guest did not reach user space in {} s",
+                limit.as_secs()
+            );
         }
     }
 }
