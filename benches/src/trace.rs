@@ -40,10 +40,8 @@ impl Marks {
     /// # Errors
     /// As [`Trace::begin`].
     pub fn begin() -> Result<Self> {
-        let trace = Instance::make("orlop-bench-marks")?;
-        trace.write("events/kvm/kvm_cpuid/filter", &is_mark())?;
+        let trace = Instance::of_marks("orlop-bench-marks")?;
         trace.write("events/sched/sched_process_exec/enable", "1")?;
-        trace.write("events/kvm/kvm_cpuid/enable", "1")?;
         Ok(Self {
             lines: trace.lines()?,
             _trace: trace,
@@ -84,9 +82,7 @@ impl Trace {
     /// # Errors
     /// When the kernel has no such events, or this is not root.
     pub fn begin() -> Result<Self> {
-        let mark = Instance::make("orlop-bench-mark")?;
-        mark.write("events/kvm/kvm_cpuid/filter", &is_mark())?;
-        mark.write("events/kvm/kvm_cpuid/enable", "1")?;
+        let mark = Instance::of_marks("orlop-bench-mark")?;
         let beginning = Instance::make("orlop-bench-beginning")?;
         beginning.write("options/overwrite", "0")?;
         beginning.write("events/sched/sched_process_exec/enable", "1")?;
@@ -147,6 +143,14 @@ impl Instance {
         let instance = Self { path };
         instance.write("trace_clock", "mono")?;
         Ok(instance)
+    }
+
+    /// One in which guests' marks are.
+    fn of_marks(name: &str) -> Result<Self> {
+        let trace = Self::make(name)?;
+        trace.write("events/kvm/kvm_cpuid/filter", &is_mark())?;
+        trace.write("events/kvm/kvm_cpuid/enable", "1")?;
+        Ok(trace)
     }
 
     /// Writes to one of its files.

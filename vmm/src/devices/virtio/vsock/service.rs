@@ -18,8 +18,7 @@ use crate::devices::virtio::{ActiveQueue, Fault, GuestMemory, StartError};
 /// How long nobody is let in when the process has no descriptor left.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// As many of the guest's buffers as one read from a socket may fill: Linux has them of 4 KiB, and a system call for each is most of what they
-/// cost.
+/// As many of the guest's buffers as one read from a socket may fill: Linux has them of 4 KiB, which are too small for a system call each.
 const BUFFERS: usize = 16;
 
 /// What the thread works on.
