@@ -60,7 +60,8 @@ impl Marks {
         read_until(&mut self.lines, limit, |line| {
             if line.contains("sched_process_exec:") && line.contains(&first) {
                 exec = time_of(line);
-            } else if line.contains(" kvm_cpuid:") {
+            } else if exec.is_some() && line.contains(" kvm_cpuid:") {
+                // What comes before is of guests that were given up.
                 marks += 1;
                 last = time_of(line).unwrap_or_default();
             }
