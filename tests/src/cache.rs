@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::host::HostKernel;
+
 /// The cache directory, `$ORLOP_CACHE` or else `$HOME/.cache/orlop`.
 #[derive(Debug, Clone)]
 pub struct Cache {
@@ -52,10 +54,14 @@ impl Cache {
         self.root.join("go").join(format!("{set}-{version}"))
     }
 
-    /// The virtual host's kernel package, unpacked.
+    /// A virtual host's kernel: a package, unpacked, or what was built.
     #[must_use]
-    pub fn host_kernel(&self) -> PathBuf {
-        self.root.join("host/kernel")
+    pub fn host_kernel(&self, kernel: HostKernel) -> PathBuf {
+        self.root.join(match kernel {
+            HostKernel::Stable => "host/kernel",
+            HostKernel::Newer => "host/kernel-6.12",
+            HostKernel::Iommufd => "host/kernel-iommufd",
+        })
     }
 
     /// The virtual host's QEMU, unpacked.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use orlop_testbed::bench::Subject;
 use orlop_testbed::containerd::Version;
+use orlop_testbed::host::HostKernel;
 use orlop_testbed::stories::Telling;
 use orlop_testbed::{bench, cluster, demo, host, package, progress, setup, stories};
 
@@ -93,6 +94,9 @@ enum What {
         /// The containerd that the stories have, but for those of a Kubernetes cluster; another than Debian's own is built first
         #[arg(long, value_enum, value_name = "VERSION", default_value_t)]
         containerd: Version,
+        /// The kernel of the virtual host in which stories are told, but for those of a Kubernetes cluster
+        #[arg(long, value_enum, value_name = "KERNEL", default_value_t)]
+        host_kernel: HostKernel,
     },
     /// Have everything happen to a VM at random while it works, and see whether anything is lost or grows
     Soak {
@@ -136,6 +140,9 @@ struct HostArguments {
     /// Use a virtual host that has PCI devices to give to guests: NVMe disks, network cards, sound controllers
     #[arg(long)]
     passthrough: bool,
+    /// The virtual host's kernel
+    #[arg(long, value_enum, value_name = "KERNEL", default_value_t)]
+    host_kernel: HostKernel,
     /// A further argument for the virtual host's QEMU (repeatable)
     #[arg(long = "qemu", value_name = "ARG", allow_hyphen_values = true)]
     qemu: Vec<OsString>,
@@ -175,13 +182,15 @@ fn main() -> ExitCode {
             full,
             all,
             containerd,
+            host_kernel,
         } => {
             let telling = if full {
                 Telling::full()
             } else {
                 Telling::default()
             };
-            stories::test(&only, &telling.of_all(all).with(containerd))
+            let telling = telling.of_all(all).with(containerd).on(host_kernel);
+            stories::test(&only, &telling)
         }
         What::Soak { minutes, seed } => stories::soak(minutes, seed),
         What::Stories { programs, only } => stories::tell(&programs, &only),
@@ -200,6 +209,7 @@ fn run_on_host(arguments: HostArguments) -> anyhow::Result<ExitCode> {
         cpus: arguments.cpus,
         counts_instructions: arguments.count_instructions,
         passthrough: arguments.passthrough,
+        kernel: arguments.host_kernel,
         qemu: arguments.qemu,
     };
     let limit = arguments.timeout.map(Duration::from_secs);

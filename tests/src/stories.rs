@@ -17,7 +17,7 @@ use crate::cache::Cache;
 use crate::cluster::{self, namespaces};
 use crate::containerd::{DIRECTORY_VARIABLE, Node, RELEASE_VARIABLE, Version};
 use crate::groups::{CONFORMANCE, Group, Groups, name_of, stories_of};
-use crate::host;
+use crate::host::{self, HostKernel};
 use crate::own;
 use crate::progress::step;
 use crate::setup::{self, build, go};
@@ -70,6 +70,8 @@ pub struct Telling {
     full: bool,
     /// Which containerd they have. A cluster has its own.
     containerd: Version,
+    /// The kernel of their virtual host.
+    host_kernel: HostKernel,
     /// What they look at in their environment.
     variables: Vec<(&'static str, String)>,
     /// How long one program may take in a virtual host.
@@ -84,6 +86,7 @@ impl Default for Telling {
             all: false,
             full: false,
             containerd: Version::default(),
+            host_kernel: HostKernel::default(),
             variables: Vec::new(),
             limit: LIMIT,
             attempts: ATTEMPTS,
@@ -113,6 +116,15 @@ impl Telling {
     #[must_use]
     pub fn with(self, containerd: Version) -> Self {
         Telling { containerd, ..self }
+    }
+
+    /// The same in a virtual host with another kernel.
+    #[must_use]
+    pub fn on(self, host_kernel: HostKernel) -> Self {
+        Telling {
+            host_kernel,
+            ..self
+        }
     }
 
     /// A soak of so many minutes.
@@ -261,6 +273,7 @@ fn tell_where_kvm_is(group: &Group, telling: &Telling) -> Result<(Count, bool)> 
         let mut command = Command::new(&this);
         command.args(["host", "--timeout", &limit.as_secs().to_string()]);
         command.args(["--memory", &MEMORY_MIB.to_string()]);
+        command.args(["--host-kernel", telling.host_kernel.name()]);
         if group.has_devices() {
             command.arg("--passthrough");
         }

@@ -46,8 +46,8 @@ pub struct Job {
     pub directory: PathBuf,
     /// Its environment, whole.
     pub environment: Vec<(OsString, OsString)>,
-    /// `lib/modules/VERSION` of the virtual host's kernel, as a path in the shared root.
-    pub modules: PathBuf,
+    /// `lib/modules/VERSION` of the virtual host's kernel, as a path in the shared root, if it has modules.
+    pub modules: Option<PathBuf>,
 }
 
 /// What the inside reports.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use super::channel::Job;
 use super::kernel::Kernel;
-use super::modules::Modules;
+use super::modules;
 use crate::cpio::{Archive, DIRECTORY, FILE, LINK, PROGRAM};
 
 /// The tag of the 9p share that holds this machine's root.
@@ -27,7 +27,7 @@ const BUSYBOX: &str = "/bin/busybox";
 /// # Errors
 /// When busybox or a module is missing, or the file cannot be written.
 pub fn write(output: &Path, kernel: &Kernel, job: &Job) -> Result<()> {
-    let modules = Modules::read(&kernel.modules)?.in_load_order(MODULES)?;
+    let modules = modules::to_load(kernel.modules.as_deref(), MODULES)?;
     let busybox = fs::read(BUSYBOX)
         .with_context(|| format!("no {BUSYBOX}; install Debian's busybox-static"))?;
     let myself = crate::own::program()?;

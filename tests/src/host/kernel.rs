@@ -1,21 +1,21 @@
-//! The virtual host's kernel: Debian's packaged kernel, unpacked into the cache and not installed.
+//! A kernel for a virtual host or a guest: Debian's packaged kernel, unpacked into the cache and not installed, or one of our own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-/// An unpacked kernel package.
+/// A kernel's files.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     /// The `bzImage`.
     pub image: PathBuf,
-    /// `lib/modules/VERSION`, with `modules.dep` in it.
-    pub modules: PathBuf,
+    /// `lib/modules/VERSION`, with `modules.dep` in it. A kernel that has all it is to have built in has no modules.
+    pub modules: Option<PathBuf>,
 }
 
 impl Kernel {
-    /// Finds the kernel in `root`, a directory in which a Debian kernel package was unpacked.
+    /// Finds the kernel with its modules in `root`, a directory in which a Debian kernel package was unpacked.
     ///
     /// # Errors
     /// When there is not exactly one kernel with modules and their `modules.dep`.
@@ -34,15 +34,15 @@ impl Kernel {
         };
         let mut image = root.join("boot/vmlinuz-").into_os_string();
         image.push(version.file_name());
-        let found = Self {
-            image: image.into(),
-            modules: version.path(),
-        };
-        for needed in [&found.image, &found.modules.join("modules.dep")] {
+        let (image, modules) = (PathBuf::from(image), version.path());
+        for needed in [&image, &modules.join("modules.dep")] {
             if !needed.is_file() {
                 bail!("{} is missing", needed.display());
             }
         }
-        Ok(found)
+        Ok(Self {
+            image,
+            modules: Some(modules),
+        })
     }
 }

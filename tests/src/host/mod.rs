@@ -23,6 +23,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use clap::ValueEnum;
 
 use crate::setup;
 pub use outcome::{EXIT_HOST_FAILED, EXIT_TIME_LIMIT, Outcome};
@@ -50,8 +51,37 @@ pub struct Machine {
     pub counts_instructions: bool,
     /// It has PCI devices behind its IOMMU that can be given to guests ([`devices`]).
     pub passthrough: bool,
+    /// The virtual host's kernel.
+    pub kernel: HostKernel,
     /// Further arguments for its QEMU.
     pub qemu: Vec<OsString>,
+}
+
+/// A kernel for the virtual host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum HostKernel {
+    /// Debian 12's first.
+    #[default]
+    #[value(name = Self::Stable.name())]
+    Stable,
+    /// Debian 12's newer one.
+    #[value(name = Self::Newer.name())]
+    Newer,
+    /// One of our own, for what no kernel of Debian's has: iommufd. It is built first.
+    #[value(name = Self::Iommufd.name())]
+    Iommufd,
+}
+
+impl HostKernel {
+    /// What command lines call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stable => "6.1",
+            Self::Newer => "6.12",
+            Self::Iommufd => "iommufd",
+        }
+    }
 }
 
 impl Default for Machine {
@@ -62,6 +92,7 @@ impl Default for Machine {
             cpus: 2,
             counts_instructions: false,
             passthrough: false,
+            kernel: HostKernel::default(),
             qemu: Vec::new(),
         }
     }
@@ -77,7 +108,7 @@ pub fn run(machine: &Machine, command: &[OsString], limit: Option<Duration>) -> 
     if kvm::is_hardware() && !machine.force_virtual && !machine.passthrough {
         run_directly(command, limit)
     } else {
-        let (emulator, kernel) = setup::virtual_host()?;
+        let (emulator, kernel) = setup::virtual_host(machine.kernel)?;
         session::run(machine, &emulator, &kernel, command, limit)
     }
 }

@@ -9,6 +9,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+/// The files to load, in order, for all of `names` to be there, of a kernel whose modules are in `root`. One without modules has everything.
+///
+/// # Errors
+/// When the kernel has no such module, or what it has cannot be read.
+pub fn to_load(root: Option<&Path>, names: &[&str]) -> Result<Vec<PathBuf>> {
+    match root {
+        Some(root) => Modules::read(root)?.in_load_order(names),
+        None => Ok(Vec::new()),
+    }
+}
+
 /// The modules of one kernel, by name.
 #[derive(Debug)]
 pub struct Modules {

@@ -108,7 +108,7 @@ mod tests {
         };
         let kernel = Kernel {
             image: "/k".into(),
-            modules: "/m".into(),
+            modules: None,
         };
         let line = arguments(&machine, &kernel, Path::new("/a,b"));
         assert_eq!(line[line.len() - 2..], ["-device", "nvme"]);

@@ -43,7 +43,7 @@ pub fn kernel(cache: &Cache) -> Result<()> {
 /// When one cannot be built.
 pub fn initramfs(cache: &Cache) -> Result<()> {
     let kernel = Kernel::find(&cache.guest_kernel())?;
-    build_initramfs(&cache.guest_initramfs(), Some(&kernel.modules))?;
+    build_initramfs(&cache.guest_initramfs(), kernel.modules.as_deref())?;
     build_initramfs(&cache.own_initramfs(), None)
 }
 

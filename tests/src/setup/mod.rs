@@ -6,7 +6,7 @@
 //! - [`build`]: the workspace's programs, the static agent, virtiofsd, fsx, the hostile guest;
 //! - [`go`]: Kubernetes and what a node of it has;
 //! - [`guest`]: the guest's kernel and initramfs;
-//! - [`own_kernel`]: the guest's kernel of our own.
+//! - [`linux`]: kernels of our own; [`own_kernel`]: the guest's; [`host_kernel`]: one for virtual hosts.
 
 pub mod build;
 pub mod debian;
@@ -14,11 +14,14 @@ pub mod debian_image;
 pub mod emulator;
 pub mod go;
 pub mod guest;
+pub mod host_kernel;
+pub mod linux;
 pub mod own_kernel;
 
 use anyhow::Result;
 
 use crate::cache::Cache;
+use crate::host::HostKernel;
 use crate::host::emulator::Emulator;
 use crate::host::kernel::Kernel;
 use crate::progress::step;
@@ -32,7 +35,7 @@ const NEWER_KERNEL: &str = "linux-image-6.12-cloud-amd64";
 /// When a step fails; the error says which and what to do.
 pub fn everything() -> Result<()> {
     let cache = Cache::open()?;
-    virtual_host()?;
+    virtual_host(HostKernel::default())?;
     debian::install(debian::CONTAINERS)?;
     debian::install(debian::VIRTIOFSD_BUILD)?;
     build::programs()?;
@@ -63,10 +66,15 @@ pub fn for_tests() -> Result<()> {
 ///
 /// # Errors
 /// When something is missing and cannot be fetched.
-pub fn virtual_host() -> Result<(Emulator, Kernel)> {
+pub fn virtual_host(kernel: HostKernel) -> Result<(Emulator, Kernel)> {
     let cache = Cache::open()?;
     debian::install(debian::VIRTUAL_HOST)?;
     let emulator = emulator::get(&cache)?;
-    let kernel = debian::kernel("linux-image-amd64", &cache.host_kernel())?;
+    let debians = |package| debian::kernel(package, &cache.host_kernel(kernel));
+    let kernel = match kernel {
+        HostKernel::Stable => debians("linux-image-amd64")?,
+        HostKernel::Newer => debians("linux-image-6.12-amd64")?,
+        HostKernel::Iommufd => host_kernel::build()?,
+    };
     Ok((emulator, kernel))
 }

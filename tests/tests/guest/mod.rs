@@ -20,8 +20,8 @@ use orlop_testbed::cache::Cache;
 use orlop_testbed::children;
 use orlop_testbed::containerd::ctr::{Done, Running};
 use orlop_testbed::cpio::{Archive, DIRECTORY, FILE, LINK, PROGRAM};
-use orlop_testbed::host::kernel;
 use orlop_testbed::host::modules::Modules;
+use orlop_testbed::host::{HostKernel, kernel};
 use orlop_testbed::setup::build;
 use tempfile::TempDir;
 use tonic::transport::Channel;
@@ -75,7 +75,7 @@ impl Kernel {
     /// Where its package was unpacked, if it comes from one. The initramfs of others has the cloud kernel's modules, and no use for them.
     fn package(self, cache: &Cache) -> kernel::Kernel {
         let root = match self {
-            Kernel::Full => cache.host_kernel(),
+            Kernel::Full => cache.host_kernel(HostKernel::Stable),
             Kernel::Newer => cache.newer_guest_kernel(),
             _ => cache.guest_kernel(),
         };
@@ -224,7 +224,8 @@ fn initramfs(
     programs: &[PathBuf],
     drivers: &[&str],
 ) -> Vec<u8> {
-    let modules = Modules::read(&kernel.modules).unwrap();
+    let modules = kernel.modules.as_deref().unwrap();
+    let modules = Modules::read(modules).unwrap();
     let mut archive = Archive::default();
     for directory in ["bin", "dev", "modules", "proc", "sys"] {
         archive.add(directory, DIRECTORY, &[]).unwrap();

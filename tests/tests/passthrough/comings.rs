@@ -1,5 +1,7 @@
 //! A device that comes and goes while its guest works with it.
 
+use std::time::Instant;
+
 use orlop_proto::vmm::v1::{AddHostDeviceRequest, DescribeRequest, SetBalloonRequest};
 use orlop_testbed::host::devices::DISK;
 use orlop_testbed::stories::size;
@@ -37,14 +39,19 @@ fn a_disk_comes_and_goes_many_times_while_its_guest_works_with_it() {
     vm.says("ready");
     let reads = || vm.said().matches("\nread\r").count();
     let mut before = None;
+    let (mut coming, mut going) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
+        let began = Instant::now();
         let address = add(&vm, DISK).unwrap();
+        coming.push(began.elapsed());
         let read = reads();
         vm.until("the guest reads", || reads() > read + 1);
         if round == 1 {
             refuses(&vm);
         }
+        let began = Instant::now();
         vm.remove(&address).unwrap();
+        going.push(began.elapsed());
         // What the first rounds need for the first time is no growth.
         if round == 3 {
             before = Some(Held::by_vmm(vm.id()));
@@ -52,6 +59,10 @@ fn a_disk_comes_and_goes_many_times_while_its_guest_works_with_it() {
     }
     let (before, after) = (before.unwrap(), Held::by_vmm(vm.id()));
     println!("after 3 rounds {before:?}, after {rounds} {after:?}");
+    for (what, times) in [("comes", &mut coming), ("goes", &mut going)] {
+        times.sort_unstable();
+        println!("it {what} in {:?} (median of {rounds})", times[rounds / 2]);
+    }
     assert_eq!(after.threads, before.threads);
     assert_eq!(after.descriptors, before.descriptors);
     vm.kill();

@@ -1,5 +1,6 @@
 //! A guest with an NVMe disk over two lives, and one with a network card.
 
+use std::path::Path;
 use std::process::Command;
 
 use orlop_testbed::host::devices::{CARD, DISK, PEER, SIBLINGS, SOUND};
@@ -75,6 +76,12 @@ fn a_disk_is_its_guests_over_two_lives_and_then_the_hosts() {
     let device = format!("--device={DISK}");
     let vm = start(FOR_DISKS, &script, &["--cpus=2", &device]);
     let interrupts = vm.says("interrupts ");
+    let iommufd = Path::new("/dev/iommu");
+    assert_eq!(
+        pci::has_open(vm.id(), iommufd),
+        iommufd.exists(),
+        "the host's iommufd is used where it is there"
+    );
     let taken = pci::interrupts(DISK);
     println!("{interrupts} interrupts in the guest, {taken} taken by the host");
     assert!(interrupts.parse::<u64>().unwrap() > count, "{}", vm.said());

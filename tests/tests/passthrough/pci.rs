@@ -8,12 +8,20 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-/// A module that drives devices in the host.
+/// Has the host load a module that drives devices. A kernel that has none loaded has its drivers built in, or has them not.
 pub fn load(module: &str) {
+    if fs::read("/proc/modules").unwrap().is_empty() {
+        return;
+    }
     let status = Command::new("sh")
         .args(["-c", &format!("modprobe $MODPROBE_OPTIONS {module}")])
         .status();
     assert!(status.unwrap().success(), "modprobe {module}");
+}
+
+/// Whether the host's kernel has a driver, by its name on the bus.
+pub fn has_driver(name: &str) -> bool {
+    Path::new("/sys/bus/pci/drivers").join(name).exists()
 }
 
 pub fn path(address: &str) -> PathBuf {
@@ -169,13 +177,25 @@ pub fn node(address: &str) -> PathBuf {
     Path::new("/dev/vfio").join(group.file_name().unwrap())
 }
 
-/// Whether a process has the group of a device open.
-pub fn group_is_open(address: &str, id: u32) -> bool {
-    let node = node(address);
+/// A device's own node, which it has while it is VFIO's, on a host that has iommufd.
+fn own_node(address: &str) -> Option<PathBuf> {
+    let mut names = fs::read_dir(path(address).join("vfio-dev")).ok()?;
+    let name = names.next()?.ok()?.file_name();
+    Some(Path::new("/dev/vfio/devices").join(name))
+}
+
+/// Whether a process has a device, by whichever of VFIO's interfaces.
+pub fn is_open(address: &str, id: u32) -> bool {
+    let own = own_node(address);
+    has_open(id, &node(address)) || own.is_some_and(|own| has_open(id, &own))
+}
+
+/// Whether a process has a file open.
+pub fn has_open(id: u32, path: &Path) -> bool {
     let Ok(files) = fs::read_dir(format!("/proc/{id}/fd")) else {
         return false;
     };
     files
         .flatten()
-        .any(|file| fs::read_link(file.path()).is_ok_and(|file| file == node))
+        .any(|file| fs::read_link(file.path()).is_ok_and(|file| file == path))
 }

@@ -49,7 +49,7 @@ fn shares(stage: &Stage) {
     let running = ctr(&line(&first, &script));
     until("its VM has the group", || {
         let mut vmms = processes("orlop").into_iter();
-        vmms.any(|id| pci::group_is_open(DISK, id))
+        vmms.any(|id| pci::is_open(DISK, id))
     });
     let refused = ctr(&line(&second, "true")).wait(LIMIT).unwrap();
     assert_ne!(refused.status, 0);

@@ -36,8 +36,7 @@ fn what_cannot_be_given_away_is_told_with_what_to_do() {
     let socket = ["--api-socket", socket.to_str().unwrap()];
     let running = guest.start(&["--console", &console, socket[0], socket[1], &device]);
     super::guest::until("the first VM has it", || {
-        std::fs::read_to_string(guest.path("console")).is_ok()
-            && pci::group_is_open(DISK, running.id())
+        std::fs::read_to_string(guest.path("console")).is_ok() && pci::is_open(DISK, running.id())
     });
     refused(DISK, &["in use", "group"]);
     let unbound = super::guest::orlop()

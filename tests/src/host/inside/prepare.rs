@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, setrlimit};
 
 use crate::host::channel::Job;
-use crate::host::modules::{self, Modules};
+use crate::host::modules;
 
 /// Where temporary files go.
 pub(super) const TEMPORARY: &str = "/run/tmp";
@@ -95,9 +95,9 @@ pub(super) fn host(job: &Job) -> Result<()> {
 /// The options with which modprobe finds this kernel's modules.
 pub(super) fn modprobe_options(job: &Job) -> OsString {
     // lib/modules/VERSION
-    let root = job.modules.ancestors().nth(3).unwrap_or(Path::new("/"));
+    let root = job.modules.as_deref().and_then(|it| it.ancestors().nth(3));
     let mut options = OsString::from("-d ");
-    options.push(root);
+    options.push(root.unwrap_or(Path::new("/")));
     options
 }
 
@@ -124,8 +124,7 @@ fn load_modules(job: &Job) -> Result<()> {
     )?;
     fs::set_permissions(MODPROBE, fs::Permissions::from_mode(0o755))?;
     fs::write("/proc/sys/kernel/modprobe", MODPROBE)?;
-    let known = Modules::read(&job.modules)?;
-    for file in known.in_load_order(MODULES)? {
+    for file in modules::to_load(job.modules.as_deref(), MODULES)? {
         if let Err(error) = modules::load(&file) {
             // One that the processor does not suit, such as a crc32c variant, is no reason to stop. It is on the console.
             eprintln!("testbed: cannot load {}: {error}", file.display());

@@ -110,7 +110,9 @@ impl Space {
                         let is_viable =
                             opened.is_viable().map_err(said("look at", file.clone()))?;
                         if !is_viable {
-                            return Err(sibling(host, device, group));
+                            let why = io::Error::other("the kernel says that it is not viable");
+                            let refused = said("have the group of", file)(why);
+                            return Err(sibling(host, device, group).unwrap_or(refused));
                         }
                         let is_first = groups.values().all(|other| other.strong_count() == 0);
                         let what = "put the group into a container of";
@@ -135,7 +137,13 @@ impl Space {
                 let name = node.display().to_string();
                 let file = DeviceFile::open(&node).map_err(said("open", name.clone()))?;
                 file.bind(iommufd.as_raw_fd(), space.id())
-                    .map_err(said("bind an iommufd to", name))?;
+                    .map_err(|source| match source.raw_os_error() {
+                        // Another process has it (EINVAL, by a group EBUSY), or another process or a driver has one of its group (EPERM).
+                        Some(libc::EINVAL | libc::EBUSY | libc::EPERM) => {
+                            sibling(host, device, group).unwrap_or(Error::InUse { address, group })
+                        }
+                        _ => said("bind an iommufd to", name)(source),
+                    })?;
                 Ok(Opened {
                     file: Arc::new(file),
                     group: None,
@@ -191,24 +199,17 @@ fn errno(error: IommufdError) -> io::Error {
     }
 }
 
-/// What keeps a group from being given away.
-fn sibling(host: &Host, device: &sysfs::Device, group: u32) -> Error {
+/// Another one of a device's group that a driver of the host's has, which keeps all of it from being given away.
+fn sibling(host: &Host, device: &sysfs::Device, group: u32) -> Option<Error> {
     let siblings = host.group(group).unwrap_or_default();
     let in_the_way = siblings.iter().find(|sibling| {
         let driver = sibling.driver();
         !sibling.is_bridge() && driver.is_some_and(|driver| driver != sysfs::VFIO_PCI)
-    });
-    match in_the_way {
-        Some(sibling) => Error::Sibling {
-            address: device.address,
-            sibling: sibling.address,
-            group,
-            driver: Driver(sibling.driver()),
-        },
-        None => Error::Refused {
-            what: "have the group of",
-            address: device.address,
-            source: io::Error::other("the kernel says that the group is not viable"),
-        },
-    }
+    })?;
+    Some(Error::Sibling {
+        address: device.address,
+        sibling: in_the_way.address,
+        group,
+        driver: Driver(in_the_way.driver()),
+    })
 }
