@@ -32,3 +32,4 @@ pub mod progress;
 pub mod setup;
 pub mod stories;
 pub mod tally;
+mod wanted;

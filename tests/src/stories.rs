@@ -22,6 +22,7 @@ use crate::own;
 use crate::progress::step;
 use crate::setup::{self, build, go};
 use crate::tally::{Count, SKIPPED, Told};
+use crate::wanted::Wanted;
 
 /// A story program's limit in a virtual host: several times what it takes on two slow processors.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -188,23 +189,36 @@ pub fn test(only: &[String], telling: &Telling) -> Result<ExitCode> {
         broken |= !ended_well && count.failed == 0;
     }
     step("building the stories");
+    let programs = story_programs()?;
+    let names: Vec<_> = programs.iter().map(|it| name_of(it)).collect();
+    let wanted = Wanted::among(&names, only);
     let mut together = Groups::default();
-    for program in story_programs()? {
+    let mut any = only.is_empty();
+    for program in programs {
         let name = name_of(&program);
         if only.is_empty() && !telling.all && LONG.contains(&name.as_str()) {
             total.skipped += pass_over(&program)?;
         } else if name == CLUSTER {
-            if let Some(only) = wanted(&program, only)? {
+            if let Some(only) = wanted.of(&program)? {
+                any = true;
                 let (count, ended_well) = tell_in_cluster(&program, only, telling)?;
                 total.add(count);
                 broken |= !ended_well && count.failed == 0;
             }
-        } else if let Some(only) = wanted(&program, only)? {
+        } else if let Some(only) = wanted.of(&program)? {
+            any = true;
             if name == CONFORMANCE {
                 go::build(&Cache::open()?, go::CONFORMANCE)?;
             }
             together.add(program, only)?;
         }
+    }
+    if !any {
+        bail!(
+            "no story has {} in its name, and there are no programs of such names but {}",
+            only.join(" or "),
+            names.join(", ")
+        );
     }
     for group in together.0 {
         let (count, ended_well) = tell_where_kvm_is(&group, telling)?;
@@ -234,19 +248,6 @@ fn pass_over(program: &Path) -> Result<u32> {
         "{SKIPPED}{stories} stories of {name}, which take long: `cargo testbed test {name}` tells them, or --all"
     );
     Ok(u32::try_from(stories)?)
-}
-
-/// Which stories of a program are to be told, by parts of their names; none of these for all of them, and `None` for not one.
-fn wanted<'o>(program: &Path, only: &'o [String]) -> Result<Option<&'o [String]>> {
-    if only.is_empty() || only.contains(&name_of(program)) {
-        return Ok(Some(&[]));
-    }
-    let mut list = Command::new(program);
-    list.args(["--list", "--format=terse"]).args(only);
-    let listed = list
-        .output()
-        .with_context(|| format!("cannot run {}", program.display()))?;
-    Ok((!listed.stdout.is_empty()).then_some(only))
 }
 
 /// Tells the stories of some programs in a machine of their own. When the machine fails rather than a story, those that are not over are
