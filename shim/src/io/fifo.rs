@@ -2,17 +2,20 @@
 //!
 //! - Output: FIFOs are opened for reading and writing. Opening then never waits for a reader, and a reader that goes
 //!   away, as containerd does when it restarts, breaks nothing: output waits for the next one.
-//! - Input without a terminal: opened for reading, so that the last writer's close is the end of input. (`ctr run` does not
-//!   always say CloseIO: when its own input ends before the task exists, closing the FIFO is all it does.)
+//! - Input without a terminal: opened for reading, so that the last writer's close is the end of input until the process starts. (`ctr run` does
+//!   not always say CloseIO: when its own input ends before the task exists, closing the FIFO is all it does.) From then on the
+//!   shim is a writer itself ([`Hold`]), as runc's is: a client may go and another come, and CloseIO is the end of input.
 //! - Input with a terminal: opened for both. A terminal has no end of input, and a later client may attach again.
 //!
 //! A regular file may be given as `file:///path` for output.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::AsyncWrite;
 use tokio::net::unix::pipe::{OpenOptions, Receiver, Sender};
 
@@ -75,6 +78,46 @@ pub fn open_source(uri: &str, terminal: bool) -> Result<Receiver, IoError> {
             .read_write(terminal)
             .open_receiver(path)
             .map_err(failed(path)),
+    }
+}
+
+/// What keeps a process's input from ending when its writer goes.
+#[derive(Debug)]
+pub struct Hold {
+    path: PathBuf,
+    reader: OwnedFd,
+}
+
+impl Hold {
+    /// For the input that `source` is read from. None for a terminal's, which has no end.
+    ///
+    /// # Errors
+    /// When there are too many open files.
+    pub fn of(source: &Receiver, uri: &str, terminal: bool) -> Result<Option<Self>, IoError> {
+        match path_of(uri)? {
+            Target::Fifo(path) if !terminal => {
+                let reader = source.as_fd().try_clone_to_owned();
+                Ok(Some(Self {
+                    path: path.into(),
+                    reader: reader.map_err(failed(path))?,
+                }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Becomes a writer, unless the last one has gone already: then the input has ended.
+    pub fn take(self) -> Option<Sender> {
+        let mut polled = [PollFd::new(self.reader.as_fd(), PollFlags::empty())];
+        let asked = poll(&mut polled, PollTimeout::ZERO);
+        let [state] = polled;
+        let gone = state
+            .revents()
+            .is_some_and(|it| it.contains(PollFlags::POLLHUP));
+        if asked.is_err() || gone {
+            return None;
+        }
+        OpenOptions::new().open_sender(&self.path).ok()
     }
 }
 

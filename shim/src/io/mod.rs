@@ -14,9 +14,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use orlop_proto::agent::v1::{Stdio as Wanted, Stream};
+use tokio::net::unix::pipe::Sender;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use fifo::Hold;
 pub use fifo::IoError;
 use pump::Progress;
 
@@ -51,10 +53,23 @@ impl StdioPaths {
 #[derive(Debug)]
 pub struct Streams {
     stdin: Option<JoinHandle<()>>,
+    hold: Mutex<Held>,
     outputs: Mutex<Vec<JoinHandle<()>>>,
     close_stdin: watch::Sender<bool>,
     discard: watch::Sender<bool>,
     progress: Arc<Progress>,
+}
+
+/// What keeps standard input open.
+#[derive(Debug, Default)]
+enum Held {
+    /// The process waits for its start: so far its writer does.
+    Before(Hold),
+    /// It was started.
+    Since(#[expect(dead_code, reason = "it is there to be open")] Sender),
+    /// There is none to keep open, or it has been closed.
+    #[default]
+    Nothing,
 }
 
 impl Streams {
@@ -71,6 +86,7 @@ impl Streams {
         let wanted = paths.wanted();
         let mut streams = Self {
             stdin: None,
+            hold: Mutex::default(),
             outputs: Mutex::default(),
             close_stdin: watch::Sender::new(false),
             discard: watch::Sender::new(false),
@@ -99,6 +115,9 @@ impl Streams {
         }
         if wanted.stdin {
             let source = fifo::open_source(&paths.stdin, paths.terminal)?;
+            if let Some(hold) = Hold::of(&source, &paths.stdin, paths.terminal)? {
+                streams.hold = Mutex::new(Held::Before(hold));
+            }
             let stream = handshake::open(vsock, container, exec, Stream::Stdin).await?;
             let pump = pump::copy_in(source, stream, streams.close_stdin.subscribe());
             streams.stdin = Some(tokio::spawn(pump));
@@ -106,8 +125,18 @@ impl Streams {
         Ok(streams)
     }
 
+    /// The process starts: from now on its input ends when that is said, not when its writer goes.
+    pub fn started(&self) {
+        let mut held = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = match std::mem::take(&mut *held) {
+            Held::Before(hold) => hold.take().map_or(Held::Nothing, Held::Since),
+            held => held,
+        };
+    }
+
     /// Ends standard input, behind what is in the FIFO.
     pub fn close_stdin(&self) {
+        *self.hold.lock().unwrap_or_else(PoisonError::into_inner) = Held::Nothing;
         self.close_stdin.send_replace(true);
     }
 

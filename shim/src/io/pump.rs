@@ -241,6 +241,48 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_writer_of_a_started_process_may_go_and_another_one_come() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = make_fifo(directory.path());
+        let uri = path.to_str().unwrap();
+        let source = fifo::open_source(uri, false).unwrap();
+        let hold = fifo::Hold::of(&source, uri, false).unwrap().unwrap();
+        let open = || std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        let mut writer = open();
+        let held = hold.take().expect("its writer is there");
+        let (host, mut guest) = UnixStream::pair().unwrap();
+        let (sender, close) = watch::channel(false);
+        let _pump = tokio::spawn(copy_in(source, host, close));
+        let mut received = vec![0; 8];
+        for _ in 0..2 {
+            std::io::Write::write_all(&mut writer, b"one line").unwrap();
+            drop(writer);
+            guest.read_exact(&mut received).await.unwrap();
+            assert_eq!(received, b"one line");
+            writer = open();
+        }
+        drop(writer);
+        let end = tokio::time::timeout(Duration::from_millis(50), guest.read(&mut received));
+        assert!(end.await.is_err(), "its input has not ended");
+        drop(held);
+        sender.send_replace(true);
+        assert_eq!(guest.read(&mut received).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn input_that_has_ended_before_the_start_stays_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = make_fifo(directory.path());
+        let uri = path.to_str().unwrap();
+        let source = fifo::open_source(uri, false).unwrap();
+        let hold = fifo::Hold::of(&source, uri, false).unwrap().unwrap();
+        drop(std::fs::OpenOptions::new().write(true).open(&path).unwrap());
+        assert!(hold.take().is_none());
+        let terminal = fifo::open_source(uri, true).unwrap();
+        assert!(fifo::Hold::of(&terminal, uri, true).unwrap().is_none());
+    }
+
+    #[tokio::test]
     async fn closing_comes_behind_what_was_written() {
         use std::io::Write;
         let directory = tempfile::tempdir().unwrap();

@@ -41,6 +41,9 @@ impl Tasks {
             return Err(Failure::precondition(what));
         }
         if let Some(vm) = container.vm() {
+            if let Some(streams) = process.streams() {
+                streams.started();
+            }
             let start = agent::StartRequest {
                 container: request.id.clone(),
                 exec: request.exec_id.clone(),
