@@ -4,6 +4,7 @@
 //! is that sandbox's own (pause) container. A container without these, such as `ctr run` makes, is a pod of its own.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
@@ -75,6 +76,20 @@ pub fn role(bundle: &Path) -> Result<Role, BundleError> {
     }
     let annotated: Annotated = read(bundle)?;
     role_of(&annotated.annotations)
+}
+
+/// The same for `start`, whose bundle has no spec where the sandbox interface is to make what it is for: containerd says what a pod is by its
+/// call.
+///
+/// # Errors
+/// When there is a spec and it cannot be read, or contradicts itself.
+pub fn role_at_start(bundle: &Path) -> Result<Role, BundleError> {
+    match role(bundle) {
+        Err(BundleError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(Role::Sandbox)
+        }
+        role => role,
+    }
 }
 
 /// The role that a spec's annotations say.

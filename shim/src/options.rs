@@ -1,4 +1,5 @@
-//! What containerd's configuration says of the runtime handler that a pod came by: a configuration of its own.
+//! What containerd writes to `start`: what its configuration says of the runtime handler that a pod came by, which is a configuration of the
+//! handler's own, and with that whether it wants its answer as [`BootstrapResult`].
 //!
 //! containerd writes the handler's `options` to the standard input of `start`: as a protobuf `Any`, or since 2.3 as one of the extensions of its
 //! `BootstrapParams`, in which that `Any`'s two fields have the container's id and namespace. For a runtime that it does not know they are
@@ -8,6 +9,9 @@
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
+use containerd_shim_protos::TASK_API_VERSION;
+use containerd_shim_protos::bootstrap_api::BootstrapResult;
+use containerd_shim_protos::protobuf::Message as _;
 use prost::Message;
 
 use crate::codes::one_line;
@@ -45,6 +49,15 @@ struct Options {
     config_body: Vec<u8>,
 }
 
+/// What `start` is told on its standard input.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The handler's configuration, if it has one.
+    pub source: Option<Source>,
+    /// Whether it came in `BootstrapParams`, which are answered in kind.
+    pub by_bootstrap: bool,
+}
+
 /// Where a handler's configuration is.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Source {
@@ -68,27 +81,59 @@ pub enum OptionsError {
     Relative(String),
 }
 
-/// Reads the options that containerd has written to `input`.
+/// Reads what containerd has written to `input` for container `id` of `namespace`.
 ///
 /// # Errors
-/// When they cannot be read, or mean nothing.
-pub fn read(input: std::io::Stdin) -> Result<Option<Source>, OptionsError> {
+/// When it cannot be read, or means nothing.
+pub fn read(input: std::io::Stdin, namespace: &str, id: &str) -> Result<Told, OptionsError> {
     if input.is_terminal() {
-        return Ok(None);
+        return Ok(Told::default());
     }
     let mut bytes = Vec::new();
     let read = input.lock().take(LIMIT).read_to_end(&mut bytes);
     read.map_err(OptionsError::Read)?;
-    parse(&bytes)
+    parse(&bytes, namespace, id)
 }
 
-fn parse(bytes: &[u8]) -> Result<Option<Source>, OptionsError> {
-    let malformed =
-        |error: &dyn std::fmt::Display| OptionsError::Malformed(one_line(&error.to_string()));
+fn parse(bytes: &[u8], namespace: &str, id: &str) -> Result<Told, OptionsError> {
     let any = Any::decode(bytes).map_err(|error| malformed(&error))?;
+    Ok(Told {
+        by_bootstrap: is_bootstrap(&any, namespace, id),
+        source: source(&any)?,
+    })
+}
+
+/// An `Any` has a type's name where `BootstrapParams` have the container's id, which no type's name is.
+fn is_bootstrap(any: &Any, namespace: &str, id: &str) -> bool {
+    any.type_url == id && any.value == namespace.as_bytes()
+}
+
+fn malformed(error: &dyn std::fmt::Display) -> OptionsError {
+    OptionsError::Malformed(one_line(&error.to_string()))
+}
+
+/// What `start` prints: where the shim listens. To `BootstrapParams` it answers in kind, with the version of the task interface that containerd
+/// is to speak; whoever writes none takes a mere address for version 2.
+///
+/// # Errors
+/// Not expected: what has its fields can be written.
+pub fn answer(url: &str, told: &Told) -> containerd_shim_protos::protobuf::Result<Vec<u8>> {
+    if !told.by_bootstrap {
+        return Ok(url.as_bytes().to_vec());
+    }
+    BootstrapResult {
+        version: TASK_API_VERSION,
+        address: url.to_owned(),
+        protocol: "ttrpc".to_owned(),
+        ..BootstrapResult::default()
+    }
+    .write_to_bytes()
+}
+
+fn source(any: &Any) -> Result<Option<Source>, OptionsError> {
     let extensions = any.extensions.iter().filter_map(|one| one.value.as_ref());
     // Others are another runtime's, such as those that `ctr` gives to all.
-    let mut known = std::iter::once(&any).chain(extensions);
+    let mut known = std::iter::once(any).chain(extensions);
     let Some(any) = known.find(|any| any.type_url.ends_with(TYPE)) else {
         return Ok(None);
     };
@@ -132,6 +177,11 @@ mod tests {
         }
     }
 
+    /// The source that is told to the container `a-container` of `k8s.io`.
+    fn parse(bytes: &[u8]) -> Result<Option<Source>, OptionsError> {
+        super::parse(bytes, "k8s.io", "a-container").map(|told| told.source)
+    }
+
     #[test]
     fn a_handler_has_a_file_or_a_text_or_neither() {
         let parse = |path, body| parse(&any(TYPE, &options(path, body))).unwrap();
@@ -144,9 +194,9 @@ mod tests {
             Some(Source::Text("vcpus = 2".into()))
         );
         assert_eq!(parse("", ""), None);
-        assert_eq!(super::parse(b"").unwrap(), None);
+        assert_eq!(super::parse(b"", "n", "c").unwrap(), Told::default());
         let other = any("containerd.runc.v1.Options", &options("/etc/x.toml", ""));
-        assert_eq!(super::parse(&other).unwrap(), None);
+        assert_eq!(super::parse(&other, "n", "c").unwrap(), Told::default());
     }
 
     #[test]
@@ -172,6 +222,28 @@ mod tests {
         assert_eq!(found, Some(Source::File("/etc/x.toml".into())));
         let none = parse(&parameters(Vec::new()).encode_to_vec()).unwrap();
         assert_eq!(none, None);
+    }
+
+    #[test]
+    fn parameters_are_answered_in_kind_and_options_with_an_address() {
+        let parameters = Any {
+            type_url: "a-container".to_owned(),
+            value: b"k8s.io".to_vec(),
+            ..Any::default()
+        };
+        let told = super::parse(&parameters.encode_to_vec(), "k8s.io", "a-container").unwrap();
+        assert!(told.by_bootstrap);
+        let answer = answer("unix:///s", &told).unwrap();
+        let answer = BootstrapResult::parse_from_bytes(&answer).unwrap();
+        assert_eq!((answer.version, &*answer.protocol), (3, "ttrpc"));
+        assert_eq!(answer.address, "unix:///s");
+        let options = any(TYPE, &options("", ""));
+        for (bytes, id) in [(&*options, "a-container"), (b"", "a-container")] {
+            let told = super::parse(bytes, "k8s.io", id).unwrap();
+            assert_eq!(super::answer("unix:///s", &told).unwrap(), b"unix:///s");
+        }
+        let other = super::parse(&parameters.encode_to_vec(), "k8s.io", "another").unwrap();
+        assert!(!other.by_bootstrap, "it is for another container");
     }
 
     #[test]

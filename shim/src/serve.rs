@@ -19,7 +19,7 @@ use crate::events::Publisher;
 use crate::logging::{self, phase};
 use crate::process::spawn::{INHERITED_FD, Spawner};
 use crate::sandbox::{Pod, StateDir};
-use crate::task::{Tasks, service};
+use crate::task::{Tasks, sandbox_service, service};
 
 /// How long the last answers and the last events may take.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
@@ -92,7 +92,8 @@ async fn serve(cli: &Cli, cgroup: Option<(Cgroup, Home)>) -> anyhow::Result<()> 
     let tasks = Arc::new(Tasks::new(pod.clone(), events, exit.clone()));
     let mut server = ttrpc::r#async::Server::new()
         .add_listener(ttrpc::r#async::transport::Listener::try_from(listener)?)
-        .register_service(service::services(&tasks));
+        .register_service(service::services(&tasks))
+        .register_service(sandbox_service::services(&tasks));
     server.start().await?;
 
     exit.notified().await;

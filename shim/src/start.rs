@@ -21,7 +21,7 @@ use crate::bundle::{self, Role};
 use crate::cli::Cli;
 use crate::config::{CONFIG_VARIABLE, Config};
 use crate::logging;
-use crate::options::{self, Source};
+use crate::options::{self, Source, Told};
 use crate::process::spawn::Inherited;
 use crate::sandbox::StateDir;
 
@@ -30,7 +30,8 @@ use crate::sandbox::StateDir;
 /// # Errors
 /// When no shim can be made; the message is what containerd shows.
 pub fn run(cli: &Cli) -> anyhow::Result<()> {
-    let role = bundle::role(Path::new("."))?;
+    let told = options::read(io::stdin(), &cli.namespace, &cli.id)?;
+    let role = bundle::role_at_start(Path::new("."))?;
     let sandbox = role.sandbox_id(&cli.id);
     let socket = ShimSocket::of(&cli.address, &cli.namespace, sandbox);
     if matches!(role, Role::Workload { .. }) {
@@ -40,7 +41,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         adopt_config(sandbox).context("cannot leave the configuration in the bundle")?;
     } else if UnixStream::connect(socket.path()).is_err() {
         // What is wrong with the configuration is best said here, where containerd listens.
-        let (config, file) = config()?;
+        let (config, file) = config(&told)?;
         StateDir::of(&config.state, &cli.namespace, sandbox)
             .create()
             .context("cannot make the pod's state directory")?;
@@ -53,17 +54,21 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
     }
     // containerd 1.x reads the address from here when it restarts.
     write_address(&socket.url()).context("cannot write the bundle's address file")?;
-    print!("{}", socket.url());
-    io::stdout().flush()?;
+    let mut stdout = io::stdout();
+    stdout.write_all(&options::answer(&socket.url(), &told)?)?;
+    stdout.flush()?;
     Ok(())
 }
 
 /// The configuration of the handler that the pod came by, with the file in the bundle that says so to others; else the machine's.
-fn config() -> anyhow::Result<(Config, Option<PathBuf>)> {
-    let (text, name) = match options::read(io::stdin())? {
+fn config(told: &Told) -> anyhow::Result<(Config, Option<PathBuf>)> {
+    let (text, name) = match &told.source {
         None => return Ok((Config::load()?, None)),
-        Some(Source::File(path)) => (Config::read(&path)?, path),
-        Some(Source::Text(text)) => (text, PathBuf::from("in the runtime handler's options")),
+        Some(Source::File(path)) => (Config::read(path)?, path.clone()),
+        Some(Source::Text(text)) => (
+            text.clone(),
+            PathBuf::from("in the runtime handler's options"),
+        ),
     };
     let config = Config::of(&text, &name)?;
     let file = std::path::absolute(options::FILE)?;

@@ -16,6 +16,7 @@ mod control;
 mod demand;
 mod devices;
 mod disks;
+pub mod etc;
 mod forward;
 mod keep;
 mod network;

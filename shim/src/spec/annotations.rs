@@ -100,7 +100,7 @@ impl Annotations {
         let known = [VCPUS, MEMORY, KERNEL, CMDLINE];
         let mut unknown: Vec<_> = annotations
             .keys()
-            .filter(|name| name.starts_with(PREFIX) && !known.contains(&name.as_str()))
+            .filter(|name| is_ours(name) && !known.contains(&name.as_str()))
             .collect();
         unknown.sort();
         if let Some(name) = unknown.first() {
@@ -119,6 +119,28 @@ impl Annotations {
             name: values.name(),
         })
     }
+}
+
+/// Whether an annotation is one that Orlop is meant by.
+pub fn is_ours(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
+/// The annotations in which containerd says what a pod is called.
+pub fn of_name(namespace: &str, name: &str) -> [(String, String); 2] {
+    [(SANDBOX_NAMESPACE, namespace), (SANDBOX_NAME, name)]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+}
+
+/// And those in which it says what a pod's containers may have together: CPU time in microseconds of each period, shares, bytes.
+pub fn of_limits(period: i64, quota: i64, shares: i64, memory: i64) -> [(String, String); 4] {
+    [
+        (CPU_PERIOD, period),
+        (CPU_QUOTA, quota),
+        (CPU_SHARES, shares),
+        (SANDBOX_MEMORY, memory),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_string()))
 }
 
 struct Values<'a>(&'a HashMap<String, String>);

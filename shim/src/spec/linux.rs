@@ -137,6 +137,7 @@ mod tests {
         let pod = PodSpec {
             hostname: Some("web-0".into()),
             sysctl: [("net.core.somaxconn".to_owned(), "9".to_owned())].into(),
+            ..PodSpec::default()
         };
         let all = json!({
             "namespaces": [

@@ -12,6 +12,7 @@ mod linux;
 mod mounts;
 mod network;
 mod passthrough;
+mod pod_config;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ pub use devices::{DeviceId, HostDisk};
 pub use mounts::watched;
 pub use network::Network;
 pub use passthrough::{HostDevice, of as host_devices};
+pub use pod_config::PodConfig;
 
 /// Where the agent has the file system that stands for the pod's shared memory.
 const GUEST_SHM: &str = "/run/orlop/shm";
@@ -51,6 +53,9 @@ pub enum SpecError {
         "the spec has the device {}, behind which this host has no PCI device: the device plugin or the CDI file that names it is out of date", .0.display()
     )]
     NoHostDevice(PathBuf),
+    /// A pod's configuration is not what its type says.
+    #[error("the pod's configuration is malformed: {0}")]
+    PodConfig(String),
     /// It has no process.
     #[error("the spec has no process")]
     NoProcess,
@@ -59,11 +64,22 @@ pub enum SpecError {
     Write(String),
 }
 
-/// What of a pod its containers share, as the spec of its sandbox says.
+/// What of a pod its containers share, as the spec of its sandbox or its configuration says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodSpec {
     hostname: Option<String>,
     sysctl: HashMap<String, String>,
+    /// Files that each of them has, but for one whose own spec says what is there.
+    etc: Vec<PodFile>,
+}
+
+/// A file that a pod's containers share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFile {
+    /// Where it is in a container.
+    pub destination: &'static str,
+    /// Where it is on this machine.
+    pub source: PathBuf,
 }
 
 impl PodSpec {
@@ -76,6 +92,7 @@ impl PodSpec {
         Self {
             hostname: spec.hostname().clone(),
             sysctl: sysctl.unwrap_or_default(),
+            etc: Vec::new(),
         }
     }
 }
@@ -138,6 +155,7 @@ pub fn adapt(
     adapt_process(&mut process);
     spec.set_process(Some(process));
 
+    mounts::add_shared(&mut spec, &pod.etc);
     let copies = Path::new(VOLUMES).join(id);
     let binds = mounts::adapt(&mut spec, &share.join("mounts"), volumes, &copies)?;
     let disks = linux::adapt(&mut spec, id, pod)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
 
-use super::{GUEST_SHM, HostBind, SpecError};
+use super::{GUEST_SHM, HostBind, PodFile, SpecError};
 
 /// File systems that show a kernel. Bound from the host they would show the host's; the guest's own are what is meant.
 const KERNEL_FILE_SYSTEMS: [&str; 3] = ["/proc", "/sys", "/dev"];
@@ -86,6 +86,32 @@ pub(super) fn adapt(
     Ok(binds)
 }
 
+/// Adds the files that the pod's containers share, but where the spec has something else.
+pub(super) fn add_shared(spec: &mut Spec, files: &[PodFile]) {
+    let readonly = spec.root().as_ref().and_then(|root| root.readonly());
+    let access = if readonly == Some(true) { "ro" } else { "rw" };
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for file in files {
+        let destination = Path::new(file.destination);
+        if mounts
+            .iter()
+            .any(|mount| mount.destination() == destination)
+        {
+            continue;
+        }
+        let mut mount = Mount::default();
+        mount
+            .set_destination(destination.to_owned())
+            .set_typ(Some("bind".to_owned()))
+            .set_source(Some(file.source.clone()))
+            .set_options(Some(
+                ["rbind", "rprivate", access].map(str::to_owned).into(),
+            ));
+        mounts.push(mount);
+    }
+    spec.set_mounts(Some(mounts));
+}
+
 fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind") || has(mount, "bind") || has(mount, "rbind")
 }
@@ -114,6 +140,28 @@ mod tests {
             Path::new("/volumes/c"),
         )?;
         Ok((spec.mounts().clone().unwrap(), binds))
+    }
+
+    #[test]
+    fn a_container_has_the_pod_s_files_but_where_it_says_otherwise() {
+        let spec = json!({
+            "ociVersion": "1.0.2",
+            "root": {"path": "rootfs", "readonly": true},
+            "mounts": [{"destination": "/etc/hosts", "type": "bind", "source": "/k/hosts", "options": ["rbind"]}],
+        });
+        let mut spec: Spec = serde_json::from_value(spec).unwrap();
+        let file = |destination| PodFile {
+            destination,
+            source: "/run/pod/file".into(),
+        };
+        add_shared(&mut spec, &[file("/etc/hosts"), file("/etc/resolv.conf")]);
+        let mounts = spec.mounts().clone().unwrap();
+        let [hosts, resolv] = &mounts[..] else {
+            panic!("{mounts:?}");
+        };
+        assert_eq!(hosts.source().as_deref(), Some(Path::new("/k/hosts")));
+        assert_eq!(resolv.destination(), Path::new("/etc/resolv.conf"));
+        assert!(is_bind(resolv) && is_readonly(resolv));
     }
 
     #[test]

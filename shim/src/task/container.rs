@@ -1,9 +1,11 @@
-//! A container: one that runs in the pod's VM, or the CRI sandbox's own, which stands for the pod and runs nowhere.
+//! A container: one that runs in the pod's VM, or the sandbox, which stands for the pod and runs nowhere: the CRI sandbox's own task, or what the
+//! sandbox interface makes.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use containerd_shim_protos::types::task::Status;
 use tokio::task::JoinSet;
@@ -20,6 +22,8 @@ pub struct Container {
     pub bundle: PathBuf,
     /// Its own process.
     pub init: Arc<Process>,
+    /// When it was made.
+    pub created: SystemTime,
     body: Body,
     execs: Mutex<HashMap<String, Arc<Process>>>,
     paused: AtomicBool,
@@ -29,6 +33,8 @@ pub struct Container {
 
 enum Body {
     Sandbox,
+    /// One that is no task.
+    ApiSandbox,
     InVm(Arc<Vm>),
 }
 
@@ -36,6 +42,16 @@ impl Container {
     /// The CRI sandbox's container.
     pub fn sandbox(id: &str, bundle: PathBuf, stdio: StdioPaths) -> Self {
         Self::new(id, bundle, stdio, Body::Sandbox)
+    }
+
+    /// What the sandbox interface makes.
+    pub fn api_sandbox(id: &str, bundle: PathBuf) -> Self {
+        Self::new(id, bundle, StdioPaths::default(), Body::ApiSandbox)
+    }
+
+    /// Whether that has made it: then it is no task, and nobody hears of it by tasks' events.
+    pub fn is_api_sandbox(&self) -> bool {
+        matches!(self.body, Body::ApiSandbox)
     }
 
     /// A container in `vm`.
@@ -48,6 +64,7 @@ impl Container {
             id: id.to_owned(),
             bundle,
             init: Arc::new(Process::new("", stdio)),
+            created: SystemTime::now(),
             body,
             execs: Mutex::default(),
             paused: AtomicBool::new(false),
@@ -70,7 +87,7 @@ impl Container {
     /// The VM that it runs in; none for the sandbox's own.
     pub fn vm(&self) -> Option<&Arc<Vm>> {
         match &self.body {
-            Body::Sandbox => None,
+            Body::Sandbox | Body::ApiSandbox => None,
             Body::InVm(vm) => Some(vm),
         }
     }

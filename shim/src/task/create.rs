@@ -3,6 +3,7 @@
 //! Each step has its undoing, and a failure anywhere undoes what was done before: afterwards there is no mount, no
 //! directory, no container in the guest, and no VM that booted for this container alone.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +55,12 @@ impl Tasks {
         let spec = bundle::spec(&bundle).map_err(|error| Failure::invalid(error.to_string()))?;
         let role = bundle::role_of(&spec.annotations().clone().unwrap_or_default())
             .map_err(|error| Failure::invalid(error.to_string()))?;
+        let role = match role {
+            Role::Single if self.takes_in(id) => Role::Workload {
+                sandbox: self.pod.id.clone(),
+            },
+            role => role,
+        };
         if role.sandbox_id(id) != self.pod.id {
             let what = format!("container {id} is not of pod {}", self.pod.id);
             return Err(Failure::invalid(what));
@@ -63,8 +70,10 @@ impl Tasks {
         let reservation = self.registry.reserve(id, in_vm).ok_or_else(taken)?;
         if !matches!(role, Role::Workload { .. }) {
             // A workload's spec names the sandbox's namespace by way of a process, which is none of the guest's.
-            self.set_network(&spec)?;
-            self.set_annotations(&spec)?;
+            let network =
+                Network::of(&spec).map_err(|error| Failure::invalid(error.to_string()))?;
+            self.set_network(network)?;
+            self.set_annotations(&spec.annotations().clone().unwrap_or_default())?;
         }
         let container = if in_vm {
             self.create_in_vm(&request, &bundle, &spec).await?
@@ -84,8 +93,7 @@ impl Tasks {
     }
 
     /// Notes which network the pod is to have, if it can have it.
-    fn set_network(&self, spec: &Spec) -> Outcome<()> {
-        let network = Network::of(spec).map_err(|error| Failure::invalid(error.to_string()))?;
+    pub(super) fn set_network(&self, network: Network) -> Outcome<()> {
         if let Network::Namespace(path) = &network {
             Namespace::open(path).map_err(|error| Failure::invalid(error.to_string()))?;
         }
@@ -94,9 +102,8 @@ impl Tasks {
     }
 
     /// Notes what the pod's annotations ask for, if it can have it.
-    fn set_annotations(&self, spec: &Spec) -> Outcome<()> {
-        let annotations = spec.annotations().clone().unwrap_or_default();
-        let annotations = Annotations::of(&annotations, self.pod.allowed_annotations());
+    pub(super) fn set_annotations(&self, annotations: &HashMap<String, String>) -> Outcome<()> {
+        let annotations = Annotations::of(annotations, self.pod.allowed_annotations());
         let annotations = annotations.map_err(|error| Failure::invalid(error.to_string()))?;
         let fits = self.pod.set_annotations(annotations);
         fits.map_err(|error| Failure::invalid(error.to_string()))

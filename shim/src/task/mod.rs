@@ -1,8 +1,8 @@
 //! Tasks: containerd's word for a container that may run.
 //!
-//! - [`service`] is the ttrpc interface, as thin as it can be;
-//! - [`Tasks`] is what it calls: [`create`] makes a container, [`lifecycle`] starts, signals and deletes, [`query`] answers
-//!   questions, [`update`] changes what a container may have;
+//! - [`service`] and [`sandbox_service`] are the ttrpc interfaces, as thin as they can be;
+//! - [`Tasks`] is what they call: [`create`] makes a container, [`lifecycle`] starts, signals and deletes, [`query`] answers
+//!   questions, [`update`] changes what a container may have, [`sandbox`] makes and ends what stands for the pod where that is no task;
 //! - [`registry`] holds the containers by id, [`container`] and [`process`] are what is held;
 //! - [`supervise`] waits for a process's end, and [`memory`] for processes that are killed for want of memory.
 //!
@@ -16,6 +16,8 @@ mod memory;
 pub mod process;
 mod query;
 pub mod registry;
+mod sandbox;
+pub mod sandbox_service;
 pub mod service;
 mod supervise;
 mod update;

@@ -42,7 +42,7 @@ pub fn services(tasks: &Arc<Tasks>) -> HashMap<String, TtrpcService> {
 struct Service(Arc<Tasks>);
 
 /// Runs `work` to its end, whether or not its caller waits for it.
-async fn to_the_end<T: Send + 'static>(
+pub(super) async fn to_the_end<T: Send + 'static>(
     call: &'static str,
     work: impl Future<Output = Outcome<T>> + Send + 'static,
 ) -> ttrpc::Result<T> {

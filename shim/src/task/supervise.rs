@@ -74,6 +74,9 @@ impl Tasks {
             process.exec,
             exit.status
         );
+        if container.is_api_sandbox() {
+            return;
+        }
         let id = if process.exec.is_empty() {
             &container.id
         } else {
