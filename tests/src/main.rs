@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use orlop_testbed::bench::Subject;
-use orlop_testbed::containerd::Version;
+use orlop_testbed::containerd::{Sandboxer, Version};
 use orlop_testbed::host::HostKernel;
 use orlop_testbed::stories::Telling;
 use orlop_testbed::{bench, cluster, demo, host, package, progress, setup, stories};
@@ -94,6 +94,9 @@ enum What {
         /// The containerd that the stories have, but for those of a Kubernetes cluster; another than Debian's own is built first
         #[arg(long, value_enum, value_name = "VERSION", default_value_t)]
         containerd: Version,
+        /// Who makes the sandboxes of Orlop's pods: containerd 2 by tasks, or the shim by the sandbox interface
+        #[arg(long, value_enum, value_name = "WHO", default_value_t)]
+        sandboxer: Sandboxer,
         /// The kernel of the virtual host in which stories are told, but for those of a Kubernetes cluster
         #[arg(long, value_enum, value_name = "KERNEL", default_value_t)]
         host_kernel: HostKernel,
@@ -182,6 +185,7 @@ fn main() -> ExitCode {
             full,
             all,
             containerd,
+            sandboxer,
             host_kernel,
         } => {
             let telling = if full {
@@ -189,8 +193,10 @@ fn main() -> ExitCode {
             } else {
                 Telling::default()
             };
-            let telling = telling.of_all(all).with(containerd).on(host_kernel);
-            stories::test(&only, &telling)
+            let telling = telling.of_all(all).on(host_kernel);
+            telling
+                .with(containerd, sandboxer)
+                .and_then(|telling| stories::test(&only, &telling))
         }
         What::Soak { minutes, seed } => stories::soak(minutes, seed),
         What::Stories { programs, only } => stories::tell(&programs, &only),

@@ -15,7 +15,9 @@ use serde_json::Value;
 
 use crate::cache::Cache;
 use crate::cluster::{self, namespaces};
-use crate::containerd::{DIRECTORY_VARIABLE, Node, RELEASE_VARIABLE, Version};
+use crate::containerd::{
+    DIRECTORY_VARIABLE, Node, RELEASE_VARIABLE, SANDBOXER_VARIABLE, Sandboxer, Version,
+};
 use crate::groups::{CONFORMANCE, Group, Groups, name_of, stories_of};
 use crate::host::{self, HostKernel};
 use crate::own;
@@ -113,10 +115,19 @@ impl Telling {
         Telling { all, ..self }
     }
 
-    /// The same with another containerd.
-    #[must_use]
-    pub fn with(self, containerd: Version) -> Self {
-        Telling { containerd, ..self }
+    /// The same with another containerd, and whoever makes its pods' sandboxes.
+    ///
+    /// # Errors
+    /// When that containerd has nobody make them but itself.
+    pub fn with(mut self, containerd: Version, sandboxer: Sandboxer) -> Result<Self> {
+        if sandboxer != Sandboxer::default() {
+            if containerd != Version::Two {
+                bail!("only containerd 2 has another sandboxer: say --containerd 2 as well");
+            }
+            let name = sandboxer.name().to_owned();
+            self.variables.push((SANDBOXER_VARIABLE, name));
+        }
+        Ok(Telling { containerd, ..self })
     }
 
     /// The same in a virtual host with another kernel.

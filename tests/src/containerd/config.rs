@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{HANDLER, LARGE_HANDLER, Node, RUNTIME};
+use super::{HANDLER, LARGE_HANDLER, Node, RUNTIME, Sandboxer};
 use crate::image;
 
 /// The configuration of Orlop's shims.
@@ -67,6 +67,11 @@ fn containerd(node: &Node) -> String {
     let plugins = node.release.plugins.display();
     let large = node.large_config();
     let large = large.display();
+    // Only containerd 2 knows the key.
+    let sandboxer = match Sandboxer::of_stories() {
+        Sandboxer::Podsandbox => String::new(),
+        sandboxer => format!("\n      sandboxer = {:?}", sandboxer.name()),
+    };
     format!(
         r#"version = 2
 root = "{directory}/root"
@@ -100,7 +105,7 @@ disabled_plugins = [
       runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{HANDLER}]
       runtime_type = "{RUNTIME}"
-      pod_annotations = ["orlop.dev/*"]
+      pod_annotations = ["orlop.dev/*"]{sandboxer}
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{LARGE_HANDLER}]
       runtime_type = "{RUNTIME}"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{LARGE_HANDLER}.options]

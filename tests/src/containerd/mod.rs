@@ -28,8 +28,8 @@ use crate::image;
 use crate::setup::build;
 pub use config::OrlopConfig;
 pub use network::Network;
-pub(crate) use release::RELEASE_VARIABLE;
-pub use release::{Release, Version};
+pub(crate) use release::{RELEASE_VARIABLE, SANDBOXER_VARIABLE};
+pub use release::{Release, Sandboxer, Version};
 
 /// The runtime of Orlop as `ctr run --runtime` names it.
 pub const RUNTIME: &str = "io.containerd.orlop.v2";

@@ -12,6 +12,9 @@ use crate::setup::go;
 /// Names the directory of containerd's programs to the stories, where these are not Debian's.
 pub(crate) const RELEASE_VARIABLE: &str = "ORLOP_TESTBED_CONTAINERD";
 
+/// Names to the stories who makes their pods' sandboxes, where that is not [`Sandboxer::default`].
+pub(crate) const SANDBOXER_VARIABLE: &str = "ORLOP_TESTBED_SANDBOXER";
+
 /// Where Debian's package puts the network's plugins.
 const DEBIAN_PLUGINS: &str = "/usr/lib/cni";
 
@@ -28,6 +31,38 @@ pub enum Version {
     /// What a cluster of the testbed has
     #[value(name = "2")]
     Two,
+}
+
+/// Who makes the sandboxes of the pods of Orlop's handler, as containerd 2's configuration has it (`sandboxer`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Sandboxer {
+    /// containerd, of a task of their own.
+    #[default]
+    Podsandbox,
+    /// The shim, by the sandbox interface.
+    Shim,
+}
+
+impl Sandboxer {
+    /// What containerd's configuration calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Podsandbox => "podsandbox",
+            Self::Shim => "shim",
+        }
+    }
+
+    /// That of the stories.
+    #[must_use]
+    pub fn of_stories() -> Self {
+        let is_shim = |value| value == Self::Shim.name();
+        if env::var_os(SANDBOXER_VARIABLE).is_some_and(is_shim) {
+            Self::Shim
+        } else {
+            Self::Podsandbox
+        }
+    }
 }
 
 impl Version {
