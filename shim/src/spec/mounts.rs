@@ -4,12 +4,17 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
 use super::{GUEST_SHM, HostBind, PodFile, SpecError};
 
 /// File systems that show a kernel. Bound from the host they would show the host's; the guest's own are what is meant.
 const KERNEL_FILE_SYSTEMS: [&str; 3] = ["/proc", "/sys", "/dev"];
+
+/// Where a container has its shared memory.
+const SHM: &str = "/dev/shm";
+/// How that of the pod is bound there.
+const SHARED_MEMORY: [&str; 5] = ["bind", "rprivate", "nosuid", "noexec", "nodev"];
 
 /// Where the kubelet keeps the volumes that it swaps as a whole when they change: in these directories of its own.
 const SWAPPED_WHOLE: [&str; 4] = [
@@ -45,17 +50,24 @@ pub(super) fn adapt(
 ) -> Result<Vec<HostBind>, SpecError> {
     let mut binds = Vec::new();
     let mut mounts = spec.mounts().clone().unwrap_or_default();
+    let shares_memory = joins_ipc(spec);
     for mount in &mut mounts {
+        let destination = mount.destination().clone();
+        if destination == Path::new(SHM) && shares_memory && !is_bind(mount) {
+            // Whoever has the shim make sandboxes has no such directory of the pod's to bind: the namespace says that it is shared.
+            mount.set_typ(Some("bind".to_owned()));
+            mount.set_source(Some(PathBuf::from(GUEST_SHM)));
+            mount.set_options(Some(SHARED_MEMORY.map(str::to_owned).into()));
+        }
         if !is_bind(mount) {
             continue;
         }
-        let destination = mount.destination().clone();
         let source = mount
             .source()
             .clone()
             .filter(|source| !source.as_os_str().is_empty());
         let source = source.ok_or_else(|| SpecError::NoSource(destination.clone()))?;
-        if destination == Path::new("/dev/shm") {
+        if destination == Path::new(SHM) {
             // The pod's shared memory is shared in the guest's memory, not over a file system of the host.
             mount.set_source(Some(PathBuf::from(GUEST_SHM)));
             continue;
@@ -84,6 +96,20 @@ pub(super) fn adapt(
     }
     spec.set_mounts(Some(mounts));
     Ok(binds)
+}
+
+/// Whether a container is in the pod's IPC namespace, with the pod's shared memory.
+fn joins_ipc(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    let mut namespaces = linux
+        .and_then(|it| it.namespaces().as_ref())
+        .into_iter()
+        .flatten();
+    namespaces.any(|namespace| {
+        let path = namespace.path().as_ref();
+        let joins = path.is_some_and(|path| !path.as_os_str().is_empty());
+        namespace.typ() == LinuxNamespaceType::Ipc && joins
+    })
 }
 
 /// Adds the files that the pod's containers share, but where the spec has something else.
@@ -140,6 +166,24 @@ mod tests {
             Path::new("/volumes/c"),
         )?;
         Ok((spec.mounts().clone().unwrap(), binds))
+    }
+
+    #[test]
+    fn memory_is_shared_by_whoever_is_in_the_pod_s_ipc_namespace() {
+        for (path, source) in [("/proc/9/ns/ipc", GUEST_SHM), ("", "shm")] {
+            let spec = json!({
+                "ociVersion": "1.0.2",
+                "linux": {"namespaces": [{"type": "ipc", "path": path}]},
+                "mounts": [{"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nodev", "mode=1777"]}],
+            });
+            let mut spec: Spec = serde_json::from_value(spec).unwrap();
+            let none = Path::new("/none");
+            assert_eq!(adapt(&mut spec, none, &[], none), Ok(Vec::new()));
+            let mounts = spec.mounts().clone().unwrap();
+            let shm = mounts.first().unwrap();
+            assert_eq!(shm.source().as_deref(), Some(Path::new(source)));
+            assert_eq!(is_bind(shm), source == GUEST_SHM);
+        }
     }
 
     #[test]

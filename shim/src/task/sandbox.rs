@@ -3,6 +3,7 @@
 //! It stands for the pod as the task does, and is held where that is held, so that what asks for a pod's sandbox need not know by which of
 //! the two it was made. The VM boots with the first container here as well: `StartSandbox` only says that containers may come.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -148,7 +149,7 @@ impl Tasks {
         })
     }
 
-    /// What there is to say of it.
+    /// What there is to say of it: in `info`, which people see, as much as the CRI's own sandboxes say.
     ///
     /// # Errors
     /// `NOT_FOUND`.
@@ -165,6 +166,10 @@ impl Tasks {
             sandbox_id: sandbox.id.clone(),
             pid: sandbox.pid(),
             state: state.to_owned(),
+            info: HashMap::from([
+                ("pid".to_owned(), sandbox.pid().to_string()),
+                ("state".to_owned(), state.to_owned()),
+            ]),
             created_at: MessageField::some(Timestamp::from(sandbox.created)),
             exited_at: exit.map_or_else(MessageField::none, |exit| exit.timestamp()),
             ..SandboxStatusResponse::default()
