@@ -17,7 +17,7 @@ use tonic::{Response, Status};
 
 pub use self::container::{Container, resources};
 use self::v1::runtime_service_client::RuntimeServiceClient;
-use super::{HANDLER, Node};
+use super::{HANDLER, Node, Sandboxer, network};
 
 mod container;
 
@@ -327,8 +327,11 @@ impl Cri {
     /// The network namespace that containerd has made for a pod.
     ///
     /// # Errors
-    /// When the spec of its sandbox does not say.
+    /// When neither the spec of its sandbox says nor, where it has none, what containerd keeps of its network.
     pub fn network_namespace(&self, pod: &Pod) -> Result<PathBuf> {
+        if Sandboxer::of_stories() == Sandboxer::Shim {
+            return network::namespace_of(&pod.id);
+        }
         let bundles = "state/io.containerd.runtime.v2.task/k8s.io";
         let bundle = self.node.directory().join(bundles).join(&pod.id);
         let spec = fs::read(bundle.join("config.json"))?;

@@ -1,7 +1,8 @@
 //! The pods' network on a node.
 
+use std::fs;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -96,4 +97,23 @@ impl Network {
         let network: Value = json!({ "cniVersion": "0.4.0", "name": "pods", "plugins": plugins });
         network.to_string()
     }
+}
+/// Where containerd keeps what the network's plugins have answered, a file for each interface of a pod.
+const ANSWERS: &str = "/var/lib/cni/results";
+
+/// The network namespace that was made for a pod.
+///
+/// # Errors
+/// When no plugin was asked for one.
+pub(super) fn namespace_of(pod: &str) -> Result<PathBuf> {
+    let files = fs::read_dir(ANSWERS).with_context(|| format!("cannot read {ANSWERS}"))?;
+    for file in files {
+        let answer: Value = serde_json::from_slice(&fs::read(file?.path())?)?;
+        if answer["containerId"] == pod
+            && let Some(namespace) = answer["netns"].as_str()
+        {
+            return Ok(namespace.into());
+        }
+    }
+    bail!("{ANSWERS} says nothing of the pod {pod}")
 }
