@@ -55,6 +55,7 @@ pub fn for_tests() -> Result<()> {
     let cache = Cache::open()?;
     debian::install(debian::REFERENCES)?;
     debian::install(debian::TRAFFIC)?;
+    debian::install(debian::LOADS)?;
     build::make_hostile_guest()?;
     build::fsx(&cache)?;
     debian::kernel(NEWER_KERNEL, &cache.newer_guest_kernel())?;

@@ -11,6 +11,7 @@ mod hostile;
 mod lives;
 mod pci;
 mod pods;
+mod queues;
 mod refusals;
 
 use common::Stage;
