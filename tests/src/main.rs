@@ -109,6 +109,9 @@ enum What {
         /// What decides the order; a run prints its own
         #[arg(long)]
         seed: Option<u64>,
+        /// The virtual host's kernel
+        #[arg(long, value_enum, value_name = "KERNEL", default_value_t)]
+        host_kernel: HostKernel,
     },
     /// Not for people: the stories, on a machine that has KVM
     #[command(hide = true)]
@@ -198,7 +201,11 @@ fn main() -> ExitCode {
                 .with(containerd, sandboxer)
                 .and_then(|telling| stories::test(&only, &telling))
         }
-        What::Soak { minutes, seed } => stories::soak(minutes, seed),
+        What::Soak {
+            minutes,
+            seed,
+            host_kernel,
+        } => stories::soak(minutes, seed, host_kernel),
         What::Stories { programs, only } => stories::tell(&programs, &only),
         What::Inside => host::inside::main(),
     };

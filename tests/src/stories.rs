@@ -157,8 +157,11 @@ impl Telling {
 ///
 /// # Errors
 /// As [`test`].
-pub fn soak(minutes: u32, seed: Option<u64>) -> Result<ExitCode> {
-    test(&[SOAK.into()], &Telling::soak(minutes, seed))
+pub fn soak(minutes: u32, seed: Option<u64>, host_kernel: HostKernel) -> Result<ExitCode> {
+    test(
+        &[SOAK.into()],
+        &Telling::soak(minutes, seed).on(host_kernel),
+    )
 }
 
 /// Says why a story is not told on this machine. The story then returns.
