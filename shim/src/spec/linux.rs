@@ -60,18 +60,20 @@ fn adapt_namespace(namespace: &LinuxNamespace) -> Option<LinuxNamespace> {
         own.set_path(None);
         Some(own)
     };
-    let joins = namespace
-        .path()
-        .as_ref()
-        .is_some_and(|path| !path.as_os_str().is_empty());
     match namespace.typ() {
         // The guest is the pod: its network is the pod's. A user namespace without a map is the guest's own.
         LinuxNamespaceType::Network | LinuxNamespaceType::User => None,
         // One that joins the sandbox's joins the guest's.
-        LinuxNamespaceType::Ipc | LinuxNamespaceType::Pid if joins => None,
+        LinuxNamespaceType::Ipc | LinuxNamespaceType::Pid if joins(namespace) => None,
         // The sandbox's host name is set in each container's own namespace instead.
         _ => own(),
     }
+}
+
+/// Whether it is one that is there already: the sandbox's.
+pub(super) fn joins(namespace: &LinuxNamespace) -> bool {
+    let path = namespace.path().as_ref();
+    path.is_some_and(|path| !path.as_os_str().is_empty())
 }
 
 /// Leaves the limits that mean the same in the guest, and drops those that name the host's CPUs, nodes and devices.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
+use super::linux::joins;
 use super::{GUEST_SHM, HostBind, PodFile, SpecError};
 
 /// File systems that show a kernel. Bound from the host they would show the host's; the guest's own are what is meant.
@@ -105,11 +106,7 @@ fn joins_ipc(spec: &Spec) -> bool {
         .and_then(|it| it.namespaces().as_ref())
         .into_iter()
         .flatten();
-    namespaces.any(|namespace| {
-        let path = namespace.path().as_ref();
-        let joins = path.is_some_and(|path| !path.as_os_str().is_empty());
-        namespace.typ() == LinuxNamespaceType::Ipc && joins
-    })
+    namespaces.any(|it| it.typ() == LinuxNamespaceType::Ipc && joins(it))
 }
 
 /// Adds the files that the pod's containers share, but where the spec has something else.
