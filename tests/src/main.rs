@@ -137,7 +137,7 @@ struct HostArguments {
     /// The virtual host's memory
     #[arg(long, value_name = "MIB", default_value_t = 4096)]
     memory: u32,
-    /// The virtual host's processors
+    /// The virtual host's processors, beside one that runs no commands
     #[arg(long, value_name = "N", default_value_t = 2)]
     cpus: u32,
     /// Let the virtual host's clock count instructions, on one processor: figures that repeat, whatever else runs here

@@ -31,8 +31,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::cache::Cache;
-use crate::host::kvm;
 use crate::host::outcome::shell_status;
+use crate::host::{HostKernel, kvm};
 use crate::progress::step;
 use crate::setup::{self, debian, go};
 use addons::Addons;
@@ -286,6 +286,8 @@ fn start_worker(files: &Files) -> Result<Process> {
     let this = crate::own::program()?;
     let mut command = Command::new(&this);
     command.args(["host", "--memory", &WORKER_MEMORY_MIB.to_string()]);
+    // A kubelet needs cpusets, which a virtual host has with a newer kernel only.
+    command.args(["--host-kernel", HostKernel::Newer.name()]);
     if !kvm::is_hardware() {
         // No machine's own devices are given to pods of tests.
         command.arg("--passthrough");

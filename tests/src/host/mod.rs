@@ -44,7 +44,7 @@ pub struct Machine {
     pub force_virtual: bool,
     /// The virtual host's memory in MiB.
     pub memory_mib: u32,
-    /// The virtual host's processors.
+    /// The virtual host's processors. Another one is there for the kernel alone.
     pub cpus: u32,
     /// Its clock counts instructions, a nanosecond each, rather than time. It has one processor then. What it does takes as long as before,
     /// and seems to take what it would on a quiet machine.

@@ -9,7 +9,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{Resource, setrlimit};
+use nix::unistd::Pid;
 
 use crate::host::channel::Job;
 use crate::host::modules;
@@ -54,6 +56,7 @@ const MOUNTS: &[Mount] = &[
 
 /// Prepares the host.
 pub(super) fn host(job: &Job) -> Result<()> {
+    leave_the_first_processor().context("cannot leave the first processor alone")?;
     for (kind, place, options) in MOUNTS {
         fs::create_dir_all(place).ok();
         mount(Some(*kind), *place, Some(*kind), MsFlags::empty(), *options)
@@ -89,6 +92,19 @@ pub(super) fn host(job: &Job) -> Result<()> {
     nix::unistd::sethostname("orlop-host")?;
     fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     setrlimit(Resource::RLIMIT_NOFILE, 65_536, 1_048_576)?;
+    Ok(())
+}
+
+/// Keeps this process, and with it all that it will ever start, off the processor on which no VM may run, for the emulator's sake. Where it
+/// is the only one, nothing runs at the same time as it.
+fn leave_the_first_processor() -> nix::Result<()> {
+    const FIRST: usize = 0;
+    let mut processors = sched_getaffinity(Pid::from_raw(0))?;
+    processors.unset(FIRST)?;
+    let is_left = |number| processors.is_set(number).unwrap_or(false);
+    if (0..CpuSet::count()).any(is_left) {
+        sched_setaffinity(Pid::from_raw(0), &processors)?;
+    }
     Ok(())
 }
 
