@@ -170,7 +170,11 @@ impl Guest {
 
     /// Runs the VMM to its end with no more than these arguments, and the guest's kernel and initramfs where they name none.
     pub fn run_with(&self, arguments: &[&str]) -> Done {
-        let mut command = orlop();
+        self.run_by(orlop(), arguments)
+    }
+
+    /// The same, by a command that the VMM's own arguments are appended to.
+    pub fn run_by(&self, mut command: Command, arguments: &[&str]) -> Done {
         command.arg("run").args(arguments);
         let names = |flag: &str| arguments.contains(&flag);
         if !names("--kernel") {

@@ -1,5 +1,6 @@
 //! A device that comes and goes while its guest works with it.
 
+use std::fs;
 use std::time::Instant;
 
 use orlop_proto::vmm::v1::{AddHostDeviceRequest, DescribeRequest, SetBalloonRequest};
@@ -65,6 +66,46 @@ fn a_disk_comes_and_goes_many_times_while_its_guest_works_with_it() {
     }
     assert_eq!(after.threads, before.threads);
     assert_eq!(after.descriptors, before.descriptors);
+    vm.kill();
+    HostDisk::take(DISK).works();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_disk_that_the_host_wants_back_is_let_go_of_and_its_guest_lives() {
+    let Some(stage) = stage() else { return };
+    pci::give(DISK, Some("vfio-pci"));
+    let script = "while :; do
+           if [ -b /dev/nvme0n1 ] && dd if=/dev/nvme0n1 of=/dev/null bs=64k count=16 iflag=direct 2>/dev/null; then echo read; else echo nothing; fi
+           sleep 0.05
+         done";
+    let vm = start(FOR_DISKS, script, &[&format!("--device={DISK},id=disk")]);
+    vm.says("read");
+    // The kernel waits for the VMM, and whoever writes here for the kernel.
+    let removes = std::thread::spawn(|| fs::write(pci::path(DISK).join("remove"), "1"));
+    vm.until("the host has it back", || removes.is_finished());
+    removes.join().unwrap().unwrap();
+    assert!(!pci::is_there(DISK));
+    let nothing = || vm.said().matches("\nnothing\r").count();
+    let before = nothing();
+    vm.until("the guest goes on without it", || nothing() > before + 1);
+    let described = control(&vm.socket(), async |mut vm| {
+        vm.describe(DescribeRequest {}).await
+    });
+    let devices = described.unwrap().devices;
+    assert!(
+        devices.iter().all(|device| device.kind != "vfio-pci"),
+        "{devices:?}"
+    );
+    fs::write("/sys/bus/pci/rescan", "1").unwrap();
+    vm.until("the host finds it again", || pci::is_there(DISK));
+    HostDisk::take(DISK).works();
+    // And it can be given away again.
+    pci::give(DISK, Some("vfio-pci"));
+    add(&vm, DISK).unwrap();
+    let reads = || vm.said().matches("\nread\r").count();
+    let before = reads();
+    vm.until("the guest reads again", || reads() > before + 1);
     vm.kill();
     HostDisk::take(DISK).works();
     stage.leaves_nothing();

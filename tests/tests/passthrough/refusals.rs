@@ -1,5 +1,7 @@
 //! What cannot be given to a guest, and what is said then.
 
+use std::process::Command;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use orlop_testbed::host::devices::{DISK, SIBLINGS};
@@ -7,6 +9,17 @@ use orlop_testbed::host::devices::{DISK, SIBLINGS};
 use super::guest::{Guest, Kernel, LIMIT};
 use super::pci;
 use super::stage;
+
+/// The VMM for a user who may lock 8 MiB and has no way to more.
+fn with_little_locked_memory() -> Command {
+    let mut command = Command::new("prlimit");
+    command.args(["--memlock=8388608:8388608", "setpriv"]);
+    for set in ["bounding-set", "inh-caps"] {
+        command.arg(format!("--{set}=-ipc_lock,-sys_resource"));
+    }
+    command.arg(super::guest::orlop().get_program());
+    command
+}
 
 #[test]
 fn what_cannot_be_given_away_is_told_with_what_to_do() {
@@ -25,6 +38,12 @@ fn what_cannot_be_given_away_is_told_with_what_to_do() {
     pci::give(DISK, Some("nvme"));
     refused(DISK, &["driver nvme", "orlop pci bind"]);
     pci::give(DISK, Some("vfio-pci"));
+    let done = guest.run_by(with_little_locked_memory(), &["--device", DISK]);
+    let error = done.error();
+    assert_ne!(done.status, 0, "{error}");
+    for word in ["may not lock as much", "ulimit -l", "LimitMEMLOCK="] {
+        assert!(error.contains(word), "{error}");
+    }
     let [first, second] = SIBLINGS;
     pci::give(first, Some("vfio-pci"));
     pci::give(second, Some("snd_hda_intel"));

@@ -12,7 +12,7 @@ use std::sync::mpsc::Sender;
 
 use tokio::sync::oneshot;
 
-use crate::config::{ConsoleDevice, DeviceConfig, VcpuCount};
+use crate::config::{ConsoleDevice, DeviceConfig, HostAddress, VcpuCount};
 use crate::devices::console::NoSize;
 use crate::memory::Sharing;
 use crate::pci::{Description, DeviceNumber};
@@ -27,6 +27,8 @@ pub enum Message {
     Ejected(Life, Ejected),
     /// The guest has let go of a vCPU, in this one of its lives.
     VcpuEjected(Life, u8),
+    /// The host wants a device of its own back.
+    Recalled(HostAddress),
     /// The VM must end: a signal, or whoever sits at its console.
     Kill,
     /// The terminal that the VMM runs on has another size.

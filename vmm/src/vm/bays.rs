@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Error;
+use crate::config::HostAddress;
 use crate::control::{Done, EndOfLife, Refusal};
 use crate::devices::pci_hotplug::PciHotplug;
 use crate::devices::vfio::{self, Ground, VfioPci};
@@ -37,6 +38,8 @@ pub(super) struct Bays {
     hotplug: Arc<PciHotplug>,
     /// The last place for a device that comes.
     last: DeviceNumber,
+    /// Where devices of the host's are.
+    of_host: BTreeMap<HostAddress, DeviceNumber>,
     /// Who waits for which device to be gone.
     leaving: BTreeMap<DeviceNumber, Vec<oneshot::Sender<()>>>,
 }
@@ -113,6 +116,7 @@ impl Bays {
             bus,
             wiring,
             last,
+            of_host: BTreeMap::new(),
             leaving: BTreeMap::new(),
         }
     }
@@ -134,13 +138,10 @@ impl Bays {
     }
 
     /// Puts devices in place, for a guest that does not run yet. The host's that are functions of one slot there are of one here.
-    pub fn fill(&self, idle: impl IntoIterator<Item = Idle>) -> Result<(), Error> {
+    pub fn fill(&mut self, idle: impl IntoIterator<Item = Idle>) -> Result<(), Error> {
         let mut slots = BTreeMap::new();
         for Idle { device, place } in idle {
-            let address = match &device {
-                Released::Virtio(_) => None,
-                Released::Host(device) => Some(device.address()),
-            };
+            let address = address_of(&device);
             let sibling = address.and_then(|address| {
                 let first: &DeviceNumber = slots.get(&address.slot())?;
                 let number = u64::from(address.function());
@@ -151,6 +152,7 @@ impl Bays {
             let number = self.bus.add(self.function(device)?, place.or(sibling))?;
             if let Some(address) = address {
                 slots.entry(address.slot()).or_insert(number.device());
+                self.of_host.insert(address, number.device());
             }
         }
         Ok(())
@@ -169,8 +171,12 @@ impl Bays {
     }
 
     /// Puts a device in place and tells the guest.
-    pub fn plug(&self, device: Released) -> Result<DeviceNumber, Error> {
+    pub fn plug(&mut self, device: Released) -> Result<DeviceNumber, Error> {
+        let address = address_of(&device);
         let number = self.bus.plug(self.function(device)?, self.last)?;
+        if let Some(address) = address {
+            self.of_host.insert(address, number);
+        }
         self.hotplug.announce(number);
         Ok(number)
     }
@@ -208,6 +214,14 @@ impl Bays {
         Ok(done)
     }
 
+    /// The host wants a device back: the guest is asked to let go of it. A guest that stands still hears of it when it goes on.
+    pub fn recall(&self, address: HostAddress) {
+        if let Some(number) = self.of_host.get(&address) {
+            log::warn!("the host wants {address} back: the guest is to let go of it at {number}");
+            self.hotplug.ask_for(*number);
+        }
+    }
+
     /// The guest has let go of a device, whether it was asked to or not: the device ends.
     pub fn ejected(&mut self, ejected: Ejected) {
         let Ejected {
@@ -216,9 +230,18 @@ impl Bays {
         } = ejected;
         functions.iter_mut().for_each(|function| function.stop());
         drop(functions);
+        self.of_host.retain(|_, place| *place != number);
         for tell in self.leaving.remove(&number).into_iter().flatten() {
             // One that has gone does not hear it.
             let _ = tell.send(());
         }
+    }
+}
+
+/// Where it is on the host, if it is the host's.
+fn address_of(device: &Released) -> Option<HostAddress> {
+    match device {
+        Released::Virtio(_) => None,
+        Released::Host(device) => Some(device.address()),
     }
 }

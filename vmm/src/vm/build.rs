@@ -78,7 +78,7 @@ impl Vm {
             msi: routes.clone(),
             ioevents: routes,
         };
-        let bays = Bays::new(wiring, window64, hotplug, last_slot(config), &end);
+        let mut bays = Bays::new(wiring, window64, hotplug, last_slot(config), &end);
         bays.fill(std::mem::take(&mut front.devices))?;
         let cpu_hotplug = cpu_hotplug(&vm, config, &end)?;
         let buses = buses(&bays, &front.console, cpu_hotplug.clone(), &end)?;

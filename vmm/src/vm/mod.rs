@@ -60,6 +60,11 @@ pub fn run(
     let (controller, messages) = mpsc::channel();
     // Before any thread exists, so that all of them leave these signals to the one that waits for them.
     signals::to_controller(controller.clone()).map_err(|e| Error::System("wait for signals", e))?;
+    let recalls = controller.clone();
+    let passage = Passage::new(move |address| {
+        // Without a controller the VM is ending already.
+        let _ = recalls.send(Message::Recalled(address));
+    });
     let mut vm = Vm {
         config,
         controller,
@@ -67,7 +72,7 @@ pub fn run(
         ready: Some(Box::new(ready)),
         life: 0,
         pluggable: None,
-        passage: Passage::default(),
+        passage,
         front: None,
         paths: Vec::new(),
     };
@@ -202,6 +207,7 @@ impl Vm {
                 Ok(Message::VcpuEjected(of, id)) if of == life => machine.processors.ejected(id),
                 // The last words of an earlier life.
                 Ok(Message::GuestEnded(..) | Message::Ejected(..) | Message::VcpuEjected(..)) => {}
+                Ok(Message::Recalled(address)) => machine.bays.recall(address),
                 Ok(Message::Kill) => return Outcome::Killed,
                 Ok(Message::TerminalResized) => {
                     if let Some(front) = &self.front {

@@ -131,7 +131,7 @@ impl Vm {
 
     fn add_device(
         &mut self,
-        machine: &Machine,
+        machine: &mut Machine,
         config: &DeviceConfig,
     ) -> Result<DeviceNumber, Refusal> {
         if let DeviceConfig::Fs(fs) = config {

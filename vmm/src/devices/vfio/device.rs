@@ -7,20 +7,31 @@ use vfio_bindings::bindings::vfio as sys;
 
 use super::error::Error;
 use super::ioctl::{DeviceFile, Region};
+use super::recall::{OnRecall, Recall};
 use super::space::{Opened, Space};
 use super::sysfs::Host;
 use crate::config::{HostAddress, HostDeviceConfig};
 use crate::pci::{Bar, BarIndex};
 
 /// Opens a VM's devices, all in one address space.
-#[derive(Debug, Default)]
 pub struct Passage {
     host: Host,
     space: Weak<Space>,
     opened: Vec<(HostAddress, Weak<DeviceFile>)>,
+    on_recall: OnRecall,
 }
 
 impl Passage {
+    /// One by which nothing is opened yet; `on_recall` hears which device the host wants back.
+    pub fn new(on_recall: impl Fn(HostAddress) + Send + Sync + 'static) -> Self {
+        Passage {
+            host: Host::default(),
+            space: Weak::default(),
+            opened: Vec::new(),
+            on_recall: Arc::new(on_recall),
+        }
+    }
+
     /// Opens several, or none.
     ///
     /// # Errors
@@ -50,7 +61,8 @@ impl Passage {
             None => Arc::new(Space::for_device(&found)?),
         };
         let opened = space.open(&self.host, &found)?;
-        let device = Device::new(config, opened, space)?;
+        let mut device = Device::new(config, opened, space)?;
+        device.recall = Recall::listen(address, &device.opened.file, self.on_recall.clone());
         self.space = Arc::downgrade(&device.space);
         let file = Arc::downgrade(&device.opened.file);
         self.opened.push((address, file));
@@ -63,6 +75,7 @@ impl Passage {
 pub struct Device {
     address: HostAddress,
     id: Option<String>,
+    recall: Option<Recall>,
     /// Closed before the address space is.
     opened: Opened,
     space: Arc<Space>,
@@ -122,6 +135,7 @@ impl Device {
         let device = Device {
             address,
             id: config.id.clone(),
+            recall: None,
             opened,
             space,
             resets: info.resets,

@@ -3,6 +3,7 @@
 //!
 //! - [`sysfs`] says what the host has; [`device`] opens one, in the [`space`] of the VM's devices, by the calls of [`ioctl`];
 //! - [`ground`] is a guest's machine for them: its memory and its KVM;
+//! - [`recall`] hears that the host wants one back;
 //! - [`function`] puts one on the guest's bus: its [`config_space`] with [`capabilities`], its [`bars`], its [`interrupts`].
 //!
 //! A device stays the VM's when its guest resets itself, and is reset then. The kernel resets it once more when the VM's process ends,
@@ -17,6 +18,7 @@ mod function;
 mod ground;
 mod interrupts;
 mod ioctl;
+mod recall;
 mod space;
 pub mod sysfs;
 

@@ -65,7 +65,7 @@ impl Bench {
                 ready: None,
                 life: 1,
                 pluggable: None,
-                passage: crate::devices::vfio::Passage::default(),
+                passage: crate::devices::vfio::Passage::new(|_| {}),
                 front: None,
                 paths: Vec::new(),
             };
