@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 
+use crate::features::features;
+
 /// The runtime's name, as a client asks containerd for it.
 pub const RUNTIME: &str = "io.containerd.orlop.v2";
 
@@ -170,6 +172,7 @@ pub fn print_info() -> anyhow::Result<()> {
             ..Default::default()
         })
         .into(),
+        features: Some(features()).into(),
         ..Default::default()
     };
     std::io::stdout().write_all(&info.write_to_bytes()?)?;

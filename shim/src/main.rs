@@ -19,6 +19,7 @@ mod codes;
 mod config;
 mod delete;
 mod events;
+mod features;
 mod io;
 mod logging;
 mod memory_size;

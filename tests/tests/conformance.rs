@@ -17,6 +17,18 @@ const BEYOND_A_VM: &[(&str, &str)] = &[
         "HostIpc is true",
         "the host's shared memory segments are in another kernel",
     ),
+    (
+        "mount with 'rshared' should support propagation",
+        "a guest's mounts do not come out of it",
+    ),
+    (
+        "portforward in host network",
+        "a guest has a network of its own; such a pod is refused",
+    ),
+    (
+        "should support non-recursive readonly mounts",
+        "what is read-only is so with all that the node has mounted below it",
+    ),
 ];
 
 #[test]
