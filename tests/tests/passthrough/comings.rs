@@ -14,6 +14,12 @@ use super::guest::vm::Vm;
 use super::pci::{self, HostDisk};
 use super::{FOR_DISKS, stage, start};
 
+/// Reads from its disk without an end, and says each time whether there was one.
+const READS: &str = "while :; do
+       if [ -b /dev/nvme0n1 ] && dd if=/dev/nvme0n1 of=/dev/null bs=64k count=16 iflag=direct 2>/dev/null; then echo read; else echo nothing; fi
+       sleep 0.05
+     done";
+
 fn add(vm: &Vm, address: &str) -> Result<String, Status> {
     let added = control(&vm.socket(), async |mut vm| {
         vm.add_host_device(AddHostDeviceRequest {
@@ -31,12 +37,8 @@ fn a_disk_comes_and_goes_many_times_while_its_guest_works_with_it() {
     let rounds = size(6, 20) as usize;
     pci::give(DISK, Some("vfio-pci"));
     // In a guest that works with it, the disk goes in the middle of that.
-    let script = "echo ready
-         while :; do
-           if [ -b /dev/nvme0n1 ] && dd if=/dev/nvme0n1 of=/dev/null bs=64k count=16 iflag=direct 2>/dev/null; then echo read; else echo nothing; fi
-           sleep 0.05
-         done";
-    let vm = start(FOR_DISKS, script, &["--memory", "256M,max=512M"]);
+    let script = format!("echo ready; {READS}");
+    let vm = start(FOR_DISKS, &script, &["--memory", "256M,max=512M"]);
     vm.says("ready");
     let reads = || vm.said().matches("\nread\r").count();
     let mut before = None;
@@ -75,11 +77,7 @@ fn a_disk_comes_and_goes_many_times_while_its_guest_works_with_it() {
 fn a_disk_that_the_host_wants_back_is_let_go_of_and_its_guest_lives() {
     let Some(stage) = stage() else { return };
     pci::give(DISK, Some("vfio-pci"));
-    let script = "while :; do
-           if [ -b /dev/nvme0n1 ] && dd if=/dev/nvme0n1 of=/dev/null bs=64k count=16 iflag=direct 2>/dev/null; then echo read; else echo nothing; fi
-           sleep 0.05
-         done";
-    let vm = start(FOR_DISKS, script, &[&format!("--device={DISK},id=disk")]);
+    let vm = start(FOR_DISKS, READS, &[&format!("--device={DISK},id=disk")]);
     vm.says("read");
     // The kernel waits for the VMM, and whoever writes here for the kernel.
     let removes = std::thread::spawn(|| fs::write(pci::path(DISK).join("remove"), "1"));
