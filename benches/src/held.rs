@@ -28,11 +28,11 @@ impl Held {
             let text = fs::read_to_string(&path);
             text.with_context(|| format!("cannot read {path}"))
         };
-        let beyond_ram = count(&read("smaps")?, ram).context("its smaps are not understood")?;
+        let own = stretches(&read("smaps")?).context("its smaps are not understood")?;
         let status = read("status")?;
         let field = |name: &str| field(&status, name).with_context(|| format!("no {name}"));
         Ok(Self {
-            beyond_ram,
+            beyond_ram: beyond(&own, ram).map(|stretch| stretch.private).sum(),
             threads: field("Threads:")?,
             files: fs::read_dir(format!("/proc/{id}/fd"))?.count() as u64,
             page_tables: field("VmPTE:")? << 10,
@@ -50,27 +50,44 @@ pub fn share_of_memory(id: u32) -> Result<u64> {
     Ok(field(&text, "Pss:").with_context(|| format!("no Pss in {path}"))? << 10)
 }
 
+/// The same without the guest's RAM: without what is mapped in one stretch that is at least `ram` bytes long.
+///
+/// # Errors
+/// When the process has gone, or its `smaps` reads otherwise than proc(5) says.
+pub fn share_beyond_ram(id: u32, ram: u64) -> Result<u64> {
+    let path = format!("/proc/{id}/smaps");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let own = stretches(&text).with_context(|| format!("{path} is not understood"))?;
+    Ok(beyond(&own, ram).map(|stretch| stretch.share).sum())
+}
+
 /// The number behind `name` in a process's `status`.
 fn field(status: &str, name: &str) -> Option<u64> {
     let value = status.lines().find_map(|line| line.strip_prefix(name))?;
     value.split_whitespace().next()?.parse().ok()
 }
 
-fn count(smaps: &str, ram: u64) -> Option<u64> {
+/// What a process maps, what lies side by side as one: the guest's RAM is one stretch even where parts of it are in pages of another size.
+fn stretches(smaps: &str) -> Option<Vec<Mapping>> {
     let mut stretches: Vec<Mapping> = Vec::new();
     for mapping in mappings(smaps)? {
         match stretches.last_mut() {
-            // The guest's RAM is one stretch even where parts of it are in pages of another size.
             Some(last) if last.end == mapping.start && last.dumped == mapping.dumped => {
                 last.end = mapping.end;
                 last.private += mapping.private;
+                last.share += mapping.share;
             }
             _ => stretches.push(mapping),
         }
     }
-    let own = |stretch: &&Mapping| stretch.end - stretch.start < ram;
-    let private = |stretch: &Mapping| stretch.private;
-    Some(stretches.iter().filter(own).map(private).sum())
+    Some(stretches)
+}
+
+/// Those of the stretches that are no guest's RAM.
+fn beyond(stretches: &[Mapping], ram: u64) -> impl Iterator<Item = &Mapping> {
+    stretches
+        .iter()
+        .filter(move |stretch| stretch.end - stretch.start < ram)
 }
 
 /// A mapping of a process.
@@ -79,6 +96,8 @@ struct Mapping {
     end: u64,
     /// The bytes in it that are private.
     private: u64,
+    /// Its part of what is in it, where others share it (PSS), in bytes.
+    share: u64,
     /// Whether core dumps have it. A VMM may leave its guest's RAM out of them.
     dumped: bool,
 }
@@ -95,15 +114,16 @@ fn mappings(smaps: &str) -> Option<Vec<Mapping>> {
                 start: address(start)?,
                 end: address(end)?,
                 private: 0,
+                share: 0,
                 dumped: true,
             });
             continue;
         }
         let mapping = mappings.last_mut()?;
+        let bytes = || Some(value.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10);
         match field {
-            "Private_Clean:" | "Private_Dirty:" => {
-                mapping.private += value.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10;
-            }
+            "Private_Clean:" | "Private_Dirty:" => mapping.private += bytes()?,
+            "Pss:" => mapping.share = bytes()?,
             "VmFlags:" => mapping.dumped = !value.split_whitespace().any(|flag| flag == "dd"),
             _ => {}
         }
@@ -132,6 +152,7 @@ mod tests {
     #[test]
     fn the_guests_ram_is_left_out() {
         let smaps = "00400000-00500000 r-xp 00000000 08:01 1 /usr/bin/vmm\n\
+                     Pss:                  14 kB\n\
                      Private_Clean:        12 kB\n\
                      Private_Dirty:         4 kB\n\
                      7f0000000000-7f0004000000 rw-p 00000000 00:00 0 \n\
@@ -144,8 +165,12 @@ mod tests {
                      7f0008000000-7f0008001000 rw-p 00000000 00:00 0 \n\
                      Private_Dirty:         4 kB\n\
                      VmFlags: rd wr\n";
-        assert_eq!(count(smaps, 128 << 20), Some(20 << 10));
-        assert_eq!(count(smaps, 256 << 20), Some((20 << 10) + (64 << 20)));
-        assert_eq!(count("nonsense", 1), None);
+        let stretches = stretches(smaps).unwrap();
+        let private = |ram| beyond(&stretches, ram).map(|it| it.private).sum::<u64>();
+        assert_eq!(private(128 << 20), 20 << 10);
+        assert_eq!(private(256 << 20), (20 << 10) + (64 << 20));
+        let share = |ram| beyond(&stretches, ram).map(|it| it.share).sum::<u64>();
+        assert_eq!(share(128 << 20), 14 << 10);
+        assert!(super::stretches("nonsense").is_none());
     }
 }

@@ -4,7 +4,8 @@
 //! - [`devices`]: how fast a guest's devices are, side by side with QEMU's machines;
 //! - [`image`]: how soon a command of a container image says something, side by side with runc and a VM of QEMU's;
 //! - [`start`]: how fast a VM starts and what it costs, side by side with QEMU's microvm machine;
-//! - [`pod`]: where the time from `ctr run` to a container's first output goes.
+//! - [`pod`]: where the time from `ctr run` to a container's first output goes;
+//! - [`pods`]: what pods take and hold, side by side with runc and crun.
 //!
 //! How each figure is taken is in this crate's `README.md`.
 
@@ -19,6 +20,7 @@ mod image;
 mod payload;
 mod plot;
 mod pod;
+mod pods;
 mod start;
 mod trace;
 mod workplace;
@@ -84,6 +86,12 @@ enum What {
         #[arg(long)]
         runs: u32,
     },
+    /// What pods take and hold, beside runc and crun
+    Pods {
+        /// How often each is measured
+        #[arg(long)]
+        runs: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -100,6 +108,7 @@ fn main() -> ExitCode {
         What::Devices { runs, only, plot } => devices::measure(runs, &only, plot.as_deref()),
         What::Image { runs } => image::measure(runs),
         What::Pod { runs } => pod::measure(runs),
+        What::Pods { runs } => pods::measure(runs),
     };
     match measured {
         Ok(()) => ExitCode::SUCCESS,

@@ -28,6 +28,8 @@ pub enum Subject {
     Image,
     /// Where the time from `ctr run` to the first output goes
     Pod,
+    /// What pods take and hold, side by side with runc and crun
+    Pods,
     /// A VM's start and its memory, side by side with QEMU's microvm machine
     Start,
 }
@@ -39,6 +41,7 @@ impl Subject {
             Subject::Devices => "devices",
             Subject::Image => "image",
             Subject::Pod => "pod",
+            Subject::Pods => "pods",
             Subject::Start => "start",
         }
     }
@@ -47,7 +50,9 @@ impl Subject {
     fn machine(self) -> Machine {
         match self {
             // What devices do, several threads do at once. Several guests on the one processor of a host that counts instructions did not boot.
-            Subject::Density | Subject::Devices | Subject::Pod => Machine::default(),
+            Subject::Density | Subject::Devices | Subject::Pod | Subject::Pods => {
+                Machine::default()
+            }
             // The start of a VM is one thread's work after another's: so it can be counted rather than timed.
             Subject::Image | Subject::Start => Machine {
                 counts_instructions: true,
@@ -66,7 +71,7 @@ pub fn run(subject: Subject, runs: u32, only: &[String], plot: Option<&Path>) ->
     if subject != Subject::Devices && !only.is_empty() {
         bail!("--only names kinds of devices, and is for `bench devices`");
     }
-    if plot.is_some() && matches!(subject, Subject::Image | Subject::Pod) {
+    if plot.is_some() && matches!(subject, Subject::Image | Subject::Pod | Subject::Pods) {
         bail!("--plot is for `bench start`, `density` and `devices`");
     }
     set_up(subject)?;
@@ -81,7 +86,7 @@ pub fn run(subject: Subject, runs: u32, only: &[String], plot: Option<&Path>) ->
     }
     let limit = match subject {
         // A crowd boots one guest after another there.
-        Subject::Density | Subject::Devices => DEVICES_LIMIT * runs,
+        Subject::Density | Subject::Devices | Subject::Pods => DEVICES_LIMIT * runs,
         Subject::Image | Subject::Pod | Subject::Start => {
             (RUN_LIMIT * runs).max(Duration::from_secs(600))
         }
@@ -121,6 +126,9 @@ fn set_up(subject: Subject) -> Result<()> {
     if subject == Subject::Devices {
         setup::debian::install(setup::debian::TRAFFIC)?;
         setup::debian::install(setup::debian::LOADS)?;
+    }
+    if subject == Subject::Pods {
+        setup::debian::install(&[setup::debian::CRUN])?;
     }
     Ok(())
 }

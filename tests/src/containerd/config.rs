@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{HANDLER, LARGE_HANDLER, Node, RUNTIME, Sandboxer};
+use super::{CRUN_HANDLER, HANDLER, LARGE_HANDLER, Node, RUNTIME, Sandboxer};
 use crate::image;
 
 /// The configuration of Orlop's shims.
@@ -103,6 +103,10 @@ disabled_plugins = [
     default_runtime_name = "runc"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{CRUN_HANDLER}]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{CRUN_HANDLER}.options]
+        BinaryName = "crun"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{HANDLER}]
       runtime_type = "{RUNTIME}"
       pod_annotations = ["orlop.dev/*"]{sandboxer}

@@ -36,6 +36,9 @@ pub const RUNTIME: &str = "io.containerd.orlop.v2";
 /// The handler of Orlop as a RuntimeClass names it.
 pub const HANDLER: &str = "orlop";
 
+/// The handler of crun, for which Debian's program is run where there is one.
+pub const CRUN_HANDLER: &str = "crun";
+
 /// Another handler of Orlop's, whose configuration is [`Node::large_config`].
 pub const LARGE_HANDLER: &str = "orlop-large";
 

@@ -30,6 +30,9 @@ pub const CONTAINERS: &[Package] = &[
     ("/usr/bin/mkfs.erofs", "erofs-utils"),
 ];
 
+/// The runtime of containers that Orlop's pods are measured beside, besides runc. (gVisor's wants a shim of its own, which Debian has not.)
+pub const CRUN: Package = ("/usr/bin/crun", "crun");
+
 /// What building virtiofsd takes.
 pub const VIRTIOFSD_BUILD: &[Package] = &[
     ("/usr/include/cap-ng.h", "libcap-ng-dev"),
