@@ -2,9 +2,11 @@
 
 use std::process::Stdio;
 
+use orlop_testbed::cluster::kubectl::has_condition;
+use orlop_testbed::setup::build;
 use serde_json::{Value, json};
 
-use crate::stage::{BOOT_ID, WAIT, phase, pod, restarts, shell, stage};
+use crate::stage::{BOOT_ID, LIMIT, WAIT, phase, pod, restarts, shell, stage};
 
 #[test]
 fn a_container_that_fails_its_liveness_probe_starts_again_in_the_same_guest() {
@@ -50,6 +52,41 @@ fn a_pod_is_ready_when_what_it_serves_answers() {
     );
     stage.inside("server", "echo yes >/www/ready");
     stage.wait_until_ready("server");
+}
+
+#[test]
+fn a_pod_is_ready_when_its_service_says_by_grpc_that_it_is_well() {
+    let Some(stage) = stage() else { return };
+    let program = build::programs_directory().join("orlop-story-peer");
+    let mut container = shell("main", "exec /peer health 9000 /tmp/well");
+    container["volumeMounts"] = json!([{ "name": "peer", "mountPath": "/peer", "readOnly": true }]);
+    container["readinessProbe"] =
+        json!({ "grpc": { "port": 9000 }, "periodSeconds": 1, "timeoutSeconds": 30 });
+    container["livenessProbe"] =
+        json!({ "tcpSocket": { "port": 9000 }, "initialDelaySeconds": 30, "timeoutSeconds": 30 });
+    let spec = json!({
+        "volumes": [{ "name": "peer", "hostPath": { "path": program, "type": "File" } }],
+    });
+    stage.apply(&[pod("well", json!([container]), spec)]);
+    stage.wait_for("well", "runs", |pod| phase(pod) == "Running");
+    let heard = |text: &str| {
+        stage
+            .kubectl
+            .wait_for("event of the probe", LIMIT, |kubectl| {
+                let events = kubectl.run(&["get", "events", "--output=jsonpath={..message}"])?;
+                Ok(events.contains(text).then_some(()))
+            })
+            .unwrap_or_else(|error| panic!("{error:#}\n{}", stage.story_so_far()));
+    };
+    heard("NOT_SERVING");
+    let now = stage.kubectl.get(&["pod", "well"]).unwrap().unwrap();
+    assert!(!has_condition(&now, "Ready"), "ready too soon");
+    stage.inside("well", "touch /tmp/well");
+    stage.wait_until_ready("well");
+    stage.inside("well", "rm /tmp/well");
+    stage.wait_for("well", "is not ready", |pod| !has_condition(pod, "Ready"));
+    let now = stage.kubectl.get(&["pod", "well"]).unwrap().unwrap();
+    assert_eq!(restarts(&now), 0, "its port answers");
 }
 
 #[test]

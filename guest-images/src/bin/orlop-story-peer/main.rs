@@ -3,15 +3,18 @@
 //! It listens on a port of vsock and on the same one of TCP. Whoever connects says one line, and what follows is up to that ([`verbs`]).
 //! Each stream has a thread. A test that wants the guest to connect to it has the peer do so, and says its line on that stream.
 //!
-//! `orlop-story-peer watch DIRECTORY` does nothing of that: it prints the name of what comes to be in the directory, as it comes ([`watch`]).
+//! `orlop-story-peer watch DIRECTORY` does nothing of that: it prints the name of what comes to be in the directory, as it comes ([`watch`]);
+//! `orlop-story-peer health PORT FILE` answers the health checks of gRPC ([`health`]).
 
 mod disk;
+mod health;
 mod sockets;
 mod verbs;
 mod watch;
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
@@ -76,9 +79,15 @@ fn accept_all(what: &str, accept: impl Fn() -> io::Result<File>, gate: &Arc<Gate
 }
 
 fn main() -> io::Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    if let (Some("watch"), Some(directory)) = (arguments.next().as_deref(), arguments.next()) {
-        return watch::tell(&directory);
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let words: Vec<_> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["watch", directory] => return watch::tell(directory),
+        ["health", port, file] => {
+            let port = port.parse().map_err(io::Error::other)?;
+            return health::serve(port, Path::new(file));
+        }
+        _ => {}
     }
     // Each stream is an open file, and the kernel's first process may have 1024.
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)?;
