@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::{Stage, host_kernel, output, processes, stage};
 use orlop_testbed::containerd::cri::{Container, Cri, Pod};
-use orlop_testbed::containerd::exec::stream;
+use orlop_testbed::containerd::exec::{stream, unread};
 use orlop_testbed::setup::build;
 use orlop_testbed::stories::size;
 
@@ -110,11 +110,12 @@ fn a_command_with_a_terminal_has_one() {
 }
 
 #[test]
-fn ten_megabytes_pass_through_a_command_in_a_container_unchanged() {
+fn megabytes_pass_through_a_command_in_a_container_unchanged() {
     let Some((stage, cri, pod, container)) = running("bytes") else {
         return;
     };
-    let bytes: Vec<u8> = (0..10_u32 << 20)
+    let count = u32::try_from(size(10, 100)).unwrap() << 20;
+    let bytes: Vec<u8> = (0..count)
         .map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3])
         .collect();
     // This protocol cannot close standard input, so the command counts.
@@ -122,10 +123,35 @@ fn ten_megabytes_pass_through_a_command_in_a_container_unchanged() {
     let address = cri
         .exec_address(&container, &["head", "-c", &size], false)
         .unwrap();
-    let done = stream(&address, &bytes, LIMIT).unwrap();
+    let done = stream(&address, &bytes, LIMIT * 2).unwrap();
     assert_eq!(done.status, 0);
     assert_eq!(done.stdout.len(), bytes.len());
     assert!(done.stdout == bytes, "the bytes differ");
+    cri.remove_pod(&pod).unwrap();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn who_does_not_read_what_a_command_writes_keeps_nobody_else_waiting() {
+    let Some((stage, cri, pod, container)) = running("unread") else {
+        return;
+    };
+    let shim = processes("containerd-shim-orlop-v2");
+    let [shim] = shim[..] else {
+        panic!("one shim: {shim:?}");
+    };
+    let before = anonymous_kib(shim);
+    let address = cri.exec_address(&container, &["yes"], false).unwrap();
+    let unread = unread(&address).unwrap();
+    // Until all that is between the command and its reader is full.
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(output(&cri, &container, "echo $((6 * 7))"), "42\n");
+    let other = Container::busybox("other", &["sh", "-c", "exit 3"]);
+    let other = cri.run(&pod, &other).unwrap();
+    assert_eq!(cri.wait(&other, LIMIT).unwrap().exit_code, 3);
+    let grown = anonymous_kib(shim).saturating_sub(before);
+    assert!(grown < 8 << 10, "the shim has grown by {grown} KiB");
+    drop(unread);
     cri.remove_pod(&pod).unwrap();
     stage.leaves_nothing();
 }
@@ -296,6 +322,23 @@ fn many_pods_one_after_another_and_nothing_grows() {
     stage.leaves_nothing();
 }
 
+#[test]
+fn pods_come_and_go_at_once_and_leave_nothing() {
+    let Some(stage) = stage() else { return };
+    let cri = &stage.cri();
+    let one = |number: u64| {
+        let pod = cri.run_pod(&format!("crowd-{number}")).unwrap();
+        let container = Container::busybox("brief", &["sh", "-c", "uname -r; exit 9"]);
+        let container = cri.run(&pod, &container).unwrap();
+        assert_eq!(cri.wait(&container, LIMIT).unwrap().exit_code, 9);
+        cri.remove_pod(&pod).unwrap();
+    };
+    std::thread::scope(|scope| {
+        (0..size(3, 10)).for_each(|number| drop(scope.spawn(move || one(number))));
+    });
+    stage.leaves_nothing();
+}
+
 /// What may grow in containerd when a pod is not wholly forgotten.
 #[derive(Debug)]
 struct Size {
@@ -306,20 +349,15 @@ struct Size {
 
 impl Size {
     fn of(stage: &Stage) -> Self {
-        let process = format!("/proc/{}", stage.node.process().unwrap());
-        let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
-        let memory_kib = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB"))
-            .unwrap();
-        let descriptors = std::fs::read_dir(format!("{process}/fd")).unwrap();
+        let id = stage.node.process().unwrap();
+        let descriptors = std::fs::read_dir(format!("/proc/{id}/fd")).unwrap();
         // One that is closed meanwhile leads nowhere.
         let descriptors = descriptors
             .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
             .map(|link| link.display().to_string());
         Self {
             descriptors: descriptors.collect(),
-            memory_kib: memory_kib.trim().parse().unwrap(),
+            memory_kib: anonymous_kib(id),
         }
     }
 
@@ -329,6 +367,15 @@ impl Size {
         self.descriptors.len() < before.descriptors.len() + 8
             && self.memory_kib <= before.memory_kib + 24 * 1024
     }
+}
+
+/// The memory that a process has to itself.
+fn anonymous_kib(id: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let memory = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB"));
+    memory.unwrap().trim().parse().unwrap()
 }
 
 /// A pod with one container that waits.

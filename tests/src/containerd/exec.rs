@@ -77,6 +77,21 @@ pub fn stream(address: &str, input: &[u8], limit: Duration) -> Result<Streamed> 
     }
 }
 
+/// The streams of a command that nobody reads; with this value they end.
+#[derive(Debug)]
+pub struct Unread {
+    _socket: WebSocket<TcpStream>,
+}
+
+/// Starts the command whose streams are at `address`, and reads nothing of what it writes.
+///
+/// # Errors
+/// When the streaming server cannot be reached.
+pub fn unread(address: &str) -> Result<Unread> {
+    let (socket, _) = connect(address)?;
+    Ok(Unread { _socket: socket })
+}
+
 /// Connects to the streaming server's `address`; answers the connection beneath as well.
 pub(super) fn connect(address: &str) -> Result<(WebSocket<TcpStream>, TcpStream)> {
     let mut request = address
