@@ -81,12 +81,17 @@ impl Holdings {
     }
 }
 
-/// What is on this machine beyond `before`, after everything that is still ending had its time.
+/// What is on this machine beyond `before` and what `may_stay`, after everything that is still ending had its time.
 #[must_use]
-pub fn left_since(before: &Holdings, places: &[PathBuf]) -> Vec<Thing> {
+pub fn left_since(
+    before: &Holdings,
+    places: &[PathBuf],
+    may_stay: impl Fn(&Thing) -> bool,
+) -> Vec<Thing> {
     let end = Instant::now() + SETTLE_LIMIT;
     loop {
-        let left = Holdings::now(places).beyond(before);
+        let mut left = Holdings::now(places).beyond(before);
+        left.retain(|thing| !may_stay(thing));
         if left.is_empty() || Instant::now() > end {
             return left;
         }

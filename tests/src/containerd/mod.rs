@@ -1,32 +1,29 @@
 //! A containerd of one's own: Debian's or another, with its own configuration, state and socket below one directory, and Orlop as a runtime.
 //!
-//! [`Node`] is the handle. Whoever makes one with [`Node::start`] owns the daemon; the stories attach to that daemon with
+//! [`Node`] is the handle. Whoever makes one with [`Node::start`] owns the [`Daemon`]; the stories attach to that daemon with
 //! [`Node::attach`], so that all of them share it. [`ctr`] and [`cri`] are the two ways in that users have.
 
 mod config;
 pub mod cri;
 pub mod ctr;
+mod daemon;
 pub mod exec;
 pub mod forward;
 pub mod network;
 mod release;
 
 use std::env;
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use anyhow::{Result, bail};
 
 use crate::cache::Cache;
 use crate::image;
 use crate::setup::build;
 pub use config::OrlopConfig;
+pub use daemon::Daemon;
 pub use network::Network;
 pub(crate) use release::{RELEASE_VARIABLE, SANDBOXER_VARIABLE};
 pub use release::{Release, Sandboxer, Version};
@@ -66,20 +63,12 @@ const DIRECTORIES: &[&str] = &[
 pub const DIRECTORY_VARIABLE: &str = "ORLOP_TESTBED_NODE";
 
 const START_LIMIT: Duration = Duration::from_secs(60);
-const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// A machine with a containerd that knows Orlop.
 #[derive(Debug, Clone)]
 pub struct Node {
     directory: PathBuf,
     release: Release,
-}
-
-/// The running daemon of a [`Node`]; it ends with this value.
-#[derive(Debug)]
-pub struct Daemon {
-    process: Child,
-    network: Network,
 }
 
 impl Node {
@@ -114,11 +103,7 @@ impl Node {
         network.make()?;
         fs::write(node.network_file(), network.plugins(&node))?;
         node.write_orlop_config(&node.orlop_config()?)?;
-        let mut daemon = Daemon {
-            process: node.spawn()?,
-            network,
-        };
-        node.wait_until_ready(&mut daemon)?;
+        let daemon = Daemon::start(&node, network)?;
         let archive = directory.join("images.tar");
         fs::write(&archive, image::archive()?)?;
         for namespace in ["default", "k8s.io"] {
@@ -238,44 +223,17 @@ impl Node {
         self.directory.join("orlop-large.toml")
     }
 
-    fn spawn(&self) -> Result<Child> {
-        // One that is started again goes on in the same log.
-        let log = File::options().create(true).append(true).open(self.log())?;
-        let mut search = OsString::from(build::programs_directory());
-        search.push(":");
-        search.push(&self.release.programs);
-        search.push(":");
-        search.push(env::var_os("PATH").unwrap_or_default());
-        let mut command = Command::new(self.release.containerd());
-        command
-            .arg("--config")
-            .arg(self.directory.join("containerd.toml"))
-            .env("PATH", search)
-            .env("ORLOP_CONFIG", self.orlop_config_file())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        // SAFETY: the call is async-signal-safe, and nothing is allocated.
-        unsafe {
-            command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?));
-        }
-        let process = command
-            .spawn()
-            .context("cannot start containerd; `cargo testbed setup` installs it")?;
-        fs::write(
-            self.directory.join("containerd.pid"),
-            process.id().to_string(),
-        )?;
-        Ok(process)
-    }
-
-    fn wait_until_ready(&self, daemon: &mut Daemon) -> Result<()> {
+    /// Waits until containerd answers.
+    ///
+    /// # Errors
+    /// When it does not in time, or `has_ended` says so.
+    pub fn wait_until_ready(&self, has_ended: impl Fn() -> bool) -> Result<()> {
         let end = Instant::now() + START_LIMIT;
         loop {
             if cri::Cri::connect(self).is_ok_and(|cri| cri.is_ready()) {
                 return Ok(());
             }
-            if daemon.process.try_wait()?.is_some() {
+            if has_ended() {
                 bail!(
                     "containerd ended at once; its log says:\n{}",
                     self.log_tail()
@@ -298,41 +256,5 @@ impl Node {
         let log = fs::read_to_string(self.log()).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
-    }
-}
-
-impl Daemon {
-    /// Ends it and starts it again; what it runs goes on meanwhile.
-    ///
-    /// # Errors
-    /// When it does not start.
-    pub fn restart(&mut self, node: &Node) -> Result<()> {
-        self.end();
-        self.process = node.spawn()?;
-        node.wait_until_ready(self)
-    }
-
-    fn end(&mut self) {
-        // Once it has been waited for, its number may be another's.
-        if matches!(self.process.try_wait(), Ok(None)) {
-            let id = Pid::from_raw(self.process.id().cast_signed());
-            let _ = kill(id, Signal::SIGTERM);
-        }
-        let end = Instant::now() + STOP_LIMIT;
-        while Instant::now() < end {
-            if !matches!(self.process.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.network.remove();
-        self.end();
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use orlop_testbed::containerd::cri::Cri;
 use orlop_testbed::containerd::ctr::Done;
 use orlop_testbed::containerd::{Node, OrlopConfig, RUNTIME};
-use orlop_testbed::leaks::{Holdings, left_since};
+use orlop_testbed::leaks::{Holdings, Thing, left_since};
 use orlop_testbed::{image, stories};
 
 static NAMES: AtomicU32 = AtomicU32::new(0);
@@ -61,7 +61,12 @@ impl Stage {
 
     /// Ends the story: nothing of it may be left.
     pub fn leaves_nothing(self) {
-        let left = left_since(&self.before, &places(&self.node));
+        self.leaves_nothing_but(|_| false);
+    }
+
+    /// Ends the story: nothing of it may be left but what `may_stay`.
+    pub fn leaves_nothing_but(self, may_stay: impl Fn(&Thing) -> bool) {
+        let left = left_since(&self.before, &places(&self.node), may_stay);
         let left: Vec<_> = left.iter().map(ToString::to_string).collect();
         assert!(left.is_empty(), "left behind: {left:#?}");
     }
