@@ -1,6 +1,7 @@
 //! A device that comes and goes while its guest works with it.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use orlop_proto::vmm::v1::{AddHostDeviceRequest, DescribeRequest, SetBalloonRequest};
@@ -106,6 +107,29 @@ fn a_disk_that_the_host_wants_back_is_let_go_of_and_its_guest_lives() {
     vm.until("the guest reads again", || reads() > before + 1);
     vm.kill();
     HostDisk::take(DISK).works();
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_disk_that_somebody_else_opened_is_the_hosts_again_when_its_guest_lets_go() {
+    let Some(stage) = stage() else { return };
+    pci::give(DISK, Some("vfio-pci"));
+    // A group is open once at a time: that the VM has it shows that it has not opened it itself.
+    let [device, iommu] = pci::open_for_children(DISK);
+    let files = format!("fd={},iommu={}", device.as_raw_fd(), iommu.as_raw_fd());
+    let vm = start(FOR_DISKS, READS, &[&format!("--device={DISK},{files}")]);
+    drop((device, iommu));
+    vm.says("read");
+    let described = control(&vm.socket(), async |mut vm| {
+        vm.describe(DescribeRequest {}).await
+    });
+    let devices = described.unwrap().devices;
+    let disk = devices.iter().find(|device| device.kind == "vfio-pci");
+    vm.remove(&disk.expect("a device of the host's").address)
+        .unwrap();
+    assert!(!pci::is_open(DISK, vm.id()), "the VM keeps it open");
+    HostDisk::take(DISK).works();
+    vm.kill();
     stage.leaves_nothing();
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use sha2::{Digest, Sha256};
 
 /// Has the host load a module that drives devices. A kernel that has none loaded has its drivers built in, or has them not.
@@ -182,6 +183,21 @@ fn own_node(address: &str) -> Option<PathBuf> {
     let mut names = fs::read_dir(path(address).join("vfio-dev")).ok()?;
     let name = names.next()?.ok()?.file_name();
     Some(Path::new("/dev/vfio/devices").join(name))
+}
+
+/// The files that a device is had by, which whoever is started next has open as well: the device's or its group's, and the IOMMU's.
+pub fn open_for_children(address: &str) -> [fs::File; 2] {
+    // A kernel may number devices for VFIO and have no nodes for them.
+    let nodes = match own_node(address).filter(|own| own.exists()) {
+        Some(own) => [own, "/dev/iommu".into()],
+        None => [node(address), "/dev/vfio/vfio".into()],
+    };
+    nodes.map(|node| {
+        let file = fs::File::options().read(true).write(true).open(node);
+        let file = file.unwrap();
+        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        file
+    })
 }
 
 /// Whether a process has a device, by whichever of VFIO's interfaces.

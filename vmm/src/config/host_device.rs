@@ -1,10 +1,11 @@
-//! A PCI device of the host's that the guest is to have: `ADDRESS[,id=NAME]`.
+//! A PCI device of the host's that the guest is to have: `ADDRESS[,id=NAME][,fd=N[,iommu=N]]`.
 
 use std::fmt;
+use std::os::fd::RawFd;
 use std::str::FromStr;
 
 use super::ParseError;
-use super::parse::Fields;
+use super::parse::{Fields, descriptor};
 
 /// Where a PCI device is on the host, as lspci and sysfs write it: `0000:65:00.0`. The domain may be left out when it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +23,17 @@ pub struct HostDeviceConfig {
     pub address: HostAddress,
     /// What to call it; `None` for its address.
     pub id: Option<String>,
+    /// What of it this process has open already.
+    pub files: VfioFiles,
+}
+
+/// Files of VFIO's that this process was started with, for a device. They are its own from then on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VfioFiles {
+    /// The device's node (`/dev/vfio/devices/vfioN`), or its group's (`/dev/vfio/N`).
+    pub device: Option<RawFd>,
+    /// `/dev/iommu` for the first, `/dev/vfio/vfio` for the second.
+    pub iommu: Option<RawFd>,
 }
 
 impl HostDeviceConfig {
@@ -97,12 +109,19 @@ impl FromStr for HostDeviceConfig {
             Some((address, rest)) => (address, Some(rest)),
             None => (text, None),
         };
-        let form = "ADDRESS[,id=NAME]";
+        let form = "ADDRESS[,id=NAME][,fd=N[,iommu=N]]";
         let mut fields = match rest {
             Some(rest) => Fields::of(rest, form)?,
             None => Fields::none(form),
         };
         let id = fields.take("id").map(str::to_owned);
+        let files = VfioFiles {
+            device: fields.take("fd").map(descriptor).transpose()?,
+            iommu: fields.take("iommu").map(descriptor).transpose()?,
+        };
+        if files.iommu.is_some() && files.device.is_none() {
+            return Err(fields.missing("fd"));
+        }
         fields.end()?;
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
         if let Some(id) = &id
@@ -116,6 +135,7 @@ impl FromStr for HostDeviceConfig {
         Ok(HostDeviceConfig {
             address: address.parse()?,
             id,
+            files,
         })
     }
 }
@@ -153,6 +173,28 @@ mod tests {
         assert_eq!(device.id.as_deref(), Some("gpu0"));
         for text in ["65:00.0,id=", "65:00.0,id=a b", "65:00.0,x", "id=a"] {
             assert!(text.parse::<HostDeviceConfig>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_device_may_be_open_already() {
+        let files = |text: &str| text.parse::<HostDeviceConfig>().map(|device| device.files);
+        assert_eq!(files("65:00.0").unwrap(), VfioFiles::default());
+        let both = VfioFiles {
+            device: Some(9),
+            iommu: Some(10),
+        };
+        assert_eq!(files("65:00.0,fd=9,iommu=10,id=a").unwrap(), both);
+        for text in [
+            "fd=2",
+            "fd=",
+            "fd=x",
+            "iommu=9",
+            "fd=9,iommu=1",
+            "fd=9,fd=9",
+        ] {
+            let error = files(&format!("65:00.0,{text}"));
+            assert!(error.is_err(), "{text}");
         }
     }
 }

@@ -16,7 +16,7 @@ pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, ConsoleDevice};
 pub use file::HostFile;
 pub use fs::{FsBackend, FsConfig, FsTag, ShareConfig};
-pub use host_device::{HostAddress, HostDeviceConfig};
+pub use host_device::{HostAddress, HostDeviceConfig, VfioFiles};
 pub use memory::{HugePages, MemoryBacking};
 pub use net::{MacAddress, NetConfig, TapConfig, TapName, VhostConfig};
 pub use parse::{ParseError, mebibytes};

@@ -263,7 +263,12 @@ pub fn add_fs(arguments: &AddFs) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// When the VM does not run, or refuses.
 pub fn add_device(arguments: &AddDevice) -> anyhow::Result<ExitCode> {
-    let HostDeviceConfig { address, id } = &arguments.device;
+    let HostDeviceConfig { address, id, files } = &arguments.device;
+    if files.device.is_some() {
+        bail!(
+            "{address}: fd= is for a VM that begins with the device (`orlop run --device`); leave it out, and the VM opens the device itself"
+        );
+    }
     let request = AddHostDeviceRequest {
         address: address.to_string(),
         id: id.clone().unwrap_or_default(),

@@ -111,7 +111,7 @@ pub struct Arguments {
     balloon: BalloonConfig,
     /// A PCI device of the host's, told by its address there, for the guest alone (VFIO); its memory then stays in the host's, and there is no
     /// balloon (repeatable)
-    #[arg(long = "device", value_name = "ADDRESS[,id=NAME]")]
+    #[arg(long = "device", value_name = "ADDRESS[,id=NAME][,fd=N[,iommu=N]]")]
     host_devices: Vec<HostDeviceConfig>,
     #[command(flatten)]
     pub(crate) container: Flags,

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use vfio_bindings::bindings::vfio as sys;
 
 use super::error::Error;
+use super::given::{self, Given};
 use super::ioctl::{DeviceFile, Region};
 use super::recall::{OnRecall, Recall};
 use super::space::{Opened, Space};
@@ -32,7 +33,7 @@ impl Passage {
         }
     }
 
-    /// Opens several, or none.
+    /// Opens several, or none. What of them was handed over is closed but for what the devices have of it.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -41,7 +42,9 @@ impl Passage {
         configs: &[HostDeviceConfig],
     ) -> Result<Vec<D>, Error> {
         let opened = configs.iter().map(|config| self.open(config).map(D::from));
-        opened.collect()
+        let opened = opened.collect::<Result<_, _>>()?;
+        given::close(configs.iter().map(|config| &config.files));
+        Ok(opened)
     }
 
     /// Opens a device, and resets it.
@@ -56,11 +59,12 @@ impl Passage {
         if self.opened.iter().any(|(other, _)| *other == address) {
             return Err(Error::Twice(address));
         }
+        let mut given = Given::of(config.files, &self.host, &found)?;
         let space = match self.space.upgrade() {
             Some(space) => space,
-            None => Arc::new(Space::for_device(&found)?),
+            None => Arc::new(Space::for_device(&found, given.as_mut())?),
         };
-        let opened = space.open(&self.host, &found)?;
+        let opened = space.open(&self.host, &found, given)?;
         let mut device = Device::new(config, opened, space)?;
         device.recall = Recall::listen(address, &device.opened.file, self.on_recall.clone());
         self.space = Arc::downgrade(&device.space);

@@ -1,6 +1,7 @@
 //! Why a device of the host's cannot be had, and what to do about it.
 
 use std::io;
+use std::os::fd::RawFd;
 
 use crate::config::HostAddress;
 
@@ -63,6 +64,26 @@ pub enum Error {
     /// It is there twice.
     #[error("{0} is this VM's already")]
     Twice(HostAddress),
+    /// A file that was handed over for it is another's.
+    #[error(
+        "fd={1} is no file of {0}: open its node in /dev/vfio/devices, or that of its IOMMU group in /dev/vfio, and hand that over"
+    )]
+    WrongFile(HostAddress, RawFd),
+    /// The other one is not what it should be.
+    #[error(
+        "iommu={1} of {0} is another file: it is /dev/iommu where fd= is a device's node, and /dev/vfio/vfio where that is a group's"
+    )]
+    WrongIommu(HostAddress, RawFd),
+    /// The VM has devices by one interface, and a file for the other one was handed over.
+    #[error(
+        "fd= of {address} is not for the VM's {of}, in which its other devices are: hand all of them over by their own nodes, or all by their groups'"
+    )]
+    OtherInterface {
+        /// Which.
+        address: HostAddress,
+        /// What the others are had by.
+        of: &'static str,
+    },
     /// It is no PCI device for VFIO.
     #[error("VFIO does not know {0} as a PCI device")]
     NotPci(HostAddress),

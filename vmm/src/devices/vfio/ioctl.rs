@@ -83,7 +83,12 @@ pub struct Container(File);
 impl Container {
     /// A new one, without groups.
     pub fn open() -> io::Result<Self> {
-        let container = Container(open("/dev/vfio/vfio")?);
+        Self::of(open("/dev/vfio/vfio")?)
+    }
+
+    /// That which is open already, without groups as well.
+    pub fn of(file: File) -> io::Result<Self> {
+        let container = Container(file);
         let version = call(&container.0, GET_API_VERSION, 0)?;
         let has_type1 = call(
             &container.0,
@@ -139,6 +144,11 @@ impl Group {
     /// Opens the group of this number.
     pub fn open(number: u32) -> io::Result<Self> {
         open(format!("/dev/vfio/{number}")).map(Group)
+    }
+
+    /// One that is open already.
+    pub fn of(file: File) -> Self {
+        Group(file)
     }
 
     /// Whether all its devices are VFIO's, or nobody's.
@@ -203,6 +213,11 @@ impl DeviceFile {
     /// Opens a device by its own node below `/dev/vfio/devices`.
     pub fn open(path: &Path) -> io::Result<Self> {
         open(path).map(DeviceFile)
+    }
+
+    /// One that is open already by that node.
+    pub fn of(file: File) -> Self {
+        DeviceFile(file)
     }
 
     /// Binds it to an iommufd, and to an address space in that.

@@ -1,7 +1,7 @@
 //! Devices of the host's that a guest is given (VFIO): it drives them itself, they reach its memory and no other, and their interrupts reach
 //! its processors, without this process taking part.
 //!
-//! - [`sysfs`] says what the host has; [`device`] opens one, in the [`space`] of the VM's devices, by the calls of [`ioctl`];
+//! - [`sysfs`] says what the host has; [`device`] opens one, or takes what was [`given`], in the [`space`] of the VM's devices, by the calls of [`ioctl`];
 //! - [`ground`] is a guest's machine for them: its memory and its KVM;
 //! - [`recall`] hears that the host wants one back;
 //! - [`function`] puts one on the guest's bus: its [`config_space`] with [`capabilities`], its [`bars`], its [`interrupts`].
@@ -15,6 +15,7 @@ mod config_space;
 mod device;
 mod error;
 mod function;
+mod given;
 mod ground;
 mod interrupts;
 mod ioctl;

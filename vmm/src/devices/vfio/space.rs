@@ -5,6 +5,7 @@
 //! a device is in it; what it maps is [`Ground`](super::ground::Ground)'s to say, for each life of the guest anew.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
@@ -14,6 +15,7 @@ use iommufd_bindings::iommufd as sys;
 use iommufd_ioctls::{IommuFd, IommufdError, IommufdIoas};
 
 use super::error::{Driver, Error};
+use super::given::{Given, Interface};
 use super::ioctl::{Container, DeviceFile, Group};
 use super::sysfs::{self, Host};
 use crate::memory::dma::Dma;
@@ -56,31 +58,69 @@ impl Opened {
 }
 
 impl Space {
-    /// An address space that `device` can be in, by the newest interface that the host has for it.
-    pub fn for_device(device: &sysfs::Device) -> Result<Self, Error> {
+    /// An address space that `device` can be in, by the interface that it is given for; else by the newest one that the host has for it.
+    pub fn for_device(device: &sysfs::Device, given: Option<&mut Given>) -> Result<Self, Error> {
+        if let Some(given) = given {
+            return Self::of(given.interface, given.iommu.take());
+        }
         if device.node().is_some_and(|node| node.exists()) && Path::new("/dev/iommu").exists() {
-            match iommufd() {
+            match IommuFd::new().and_then(iommufd) {
                 Ok(kind) => return Ok(Space(kind)),
                 Err(error) => {
                     log::info!("the host's iommufd is not used, but its containers: {error}");
                 }
             }
         }
-        let container = Container::open().map_err(Error::NoVfio)?;
-        Ok(Space(Kind::Container(container, Mutex::default())))
+        Self::of(Interface::Container, None)
+    }
+
+    fn of(interface: Interface, file: Option<File>) -> Result<Self, Error> {
+        let kind = match interface {
+            Interface::Container => {
+                let container = file.map_or_else(Container::open, Container::of);
+                Kind::Container(container.map_err(Error::NoVfio)?, Mutex::default())
+            }
+            Interface::Iommufd => {
+                let opened = file.map_or_else(IommuFd::new, |file| Ok(IommuFd::new_from_fd(file)));
+                opened
+                    .and_then(iommufd)
+                    .map_err(|error| Error::NoVfio(errno(error)))?
+            }
+        };
+        Ok(Space(kind))
     }
 
     /// What it is made by, for people.
     pub fn name(&self) -> &'static str {
-        match &self.0 {
-            Kind::Container(..) => "container",
-            Kind::Iommufd(..) => "iommufd",
+        match self.interface() {
+            Interface::Container => "container",
+            Interface::Iommufd => "iommufd",
         }
     }
 
-    /// Opens a device in it.
-    pub fn open(&self, host: &Host, device: &sysfs::Device) -> Result<Opened, Error> {
+    fn interface(&self) -> Interface {
+        match &self.0 {
+            Kind::Container(..) => Interface::Container,
+            Kind::Iommufd(..) => Interface::Iommufd,
+        }
+    }
+
+    /// Opens a device in it, or takes what was given of it.
+    pub fn open(
+        &self,
+        host: &Host,
+        device: &sysfs::Device,
+        given: Option<Given>,
+    ) -> Result<Opened, Error> {
         let address = device.address;
+        if given
+            .as_ref()
+            .is_some_and(|it| it.interface != self.interface())
+        {
+            let of = self.name();
+            return Err(Error::OtherInterface { address, of });
+        }
+        let given = given.map(|it| it.device);
         let group = device.group().ok_or(Error::NoIommu(address))?;
         let driver = device.driver();
         if driver.as_deref() != Some(sysfs::VFIO_PCI) {
@@ -106,7 +146,9 @@ impl Space {
                 let opened = match known {
                     Some(opened) => opened,
                     None => {
-                        let opened = Group::open(group).map_err(said("open", file.clone()))?;
+                        let opened =
+                            given.map_or_else(|| Group::open(group), |it| Ok(Group::of(it)));
+                        let opened = opened.map_err(said("open", file.clone()))?;
                         let is_viable =
                             opened.is_viable().map_err(said("look at", file.clone()))?;
                         if !is_viable {
@@ -135,7 +177,9 @@ impl Space {
             Kind::Iommufd(iommufd, space) => {
                 let node = device.node().ok_or(Error::NotThere(address))?;
                 let name = node.display().to_string();
-                let file = DeviceFile::open(&node).map_err(said("open", name.clone()))?;
+                let file =
+                    given.map_or_else(|| DeviceFile::open(&node), |it| Ok(DeviceFile::of(it)));
+                let file = file.map_err(said("open", name.clone()))?;
                 file.bind(iommufd.as_raw_fd(), space.id())
                     .map_err(|source| match source.raw_os_error() {
                         // Another process has it (EINVAL, by a group EBUSY), or another process or a driver has one of its group (EPERM).
@@ -183,8 +227,8 @@ impl Dma for Space {
     }
 }
 
-fn iommufd() -> Result<Kind, IommufdError> {
-    let iommufd = Arc::new(IommuFd::new()?);
+fn iommufd(iommufd: IommuFd) -> Result<Kind, IommufdError> {
+    let iommufd = Arc::new(iommufd);
     let space = IommufdIoas::new(iommufd.clone())?;
     Ok(Kind::Iommufd(iommufd, space))
 }

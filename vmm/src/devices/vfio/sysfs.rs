@@ -72,6 +72,23 @@ impl Host {
     }
 }
 
+impl Host {
+    /// The number (`major:minor`) of the node of a group of VFIO's.
+    pub fn group_number(&self, group: u32) -> Option<String> {
+        self.number_of(&format!("vfio/{group}"))
+    }
+
+    /// The number of the node of a driver that has only one, such as `/dev/vfio/vfio`.
+    pub fn misc_number(&self, name: &str) -> Option<String> {
+        self.number_of(&format!("misc/{name}"))
+    }
+
+    fn number_of(&self, name: &str) -> Option<String> {
+        let text = fs::read_to_string(self.root.join("class").join(name).join("dev")).ok()?;
+        Some(text.trim().to_owned())
+    }
+}
+
 fn list(directory: &Path) -> io::Result<Vec<(OsString, PathBuf)>> {
     fs::read_dir(directory)?
         .map(|entry| entry.map(|entry| (entry.file_name(), entry.path())))
@@ -126,6 +143,13 @@ impl Device {
         let names = list(&self.path.join("vfio-dev")).ok()?;
         let (name, _) = names.into_iter().next()?;
         Some(Path::new("/dev/vfio/devices").join(name))
+    }
+
+    /// The number of that node (`major:minor`).
+    pub fn node_number(&self) -> Option<String> {
+        let name = self.node()?;
+        let name = name.file_name()?.to_str()?;
+        self.attribute(&format!("vfio-dev/{name}/dev"))
     }
 }
 
