@@ -4,28 +4,59 @@
 //! Whether vCPUs run, pause or end is decided by the VM's controller alone, through the [`Gate`] that each of them passes between
 //! two entries of the guest.
 
+mod coalesced;
 pub mod exits;
 mod gate;
 mod stopped;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
+use coalesced::Coalesced;
 use exits::{ExitKind, Exits};
 pub use gate::{Gate, Phase};
 
+use crate::arch::x86_64::layout;
 use crate::bus::Bus;
 use crate::control::EndOfLife;
 use crate::vm::Outcome;
 
 /// The address spaces that exits lead to.
 pub struct Buses {
-    /// Port I/O.
-    pub ports: Bus,
-    /// Memory-mapped I/O.
-    pub memory: Bus,
+    ports: Bus,
+    memory: Bus,
+    /// Writes that came before whatever a port is used for next; there are none where KVM does not keep them.
+    coalesced: OnceLock<Coalesced>,
+}
+
+impl Buses {
+    /// Those of a machine without vCPUs yet.
+    pub fn new(ports: Bus, memory: Bus) -> Self {
+        Buses {
+            ports,
+            memory,
+            coalesced: OnceLock::new(),
+        }
+    }
+
+    /// Has KVM keep what is written to the address port of PCI's configuration space. `vcpu` is the first of the VM's.
+    pub fn coalesce(&self, vm: &VmFd, vcpu: &VcpuFd) {
+        match Coalesced::writes_to(layout::PCI_CONFIG_PORT, vm, vcpu) {
+            // Another life of the guest has other buses, and another ring.
+            Ok(ring) => drop(self.coalesced.set(ring)),
+            Err(error) => log::info!("each write to PCI's address port is an exit: {error}"),
+        }
+    }
+
+    /// The ports, with all that was written to them before.
+    fn ports(&self) -> &Bus {
+        if let Some(ring) = self.coalesced.get() {
+            ring.deliver(&self.ports);
+        }
+        &self.ports
+    }
 }
 
 /// What follows from an exit.
@@ -118,8 +149,8 @@ fn run(fd: &mut VcpuFd, buses: &Buses, exits: &Exits) -> Action {
         Err(error) => return interrupted(error),
     };
     match exit {
-        VcpuExit::IoIn(port, data) => buses.ports.read(u64::from(port), data),
-        VcpuExit::IoOut(port, data) => buses.ports.write(u64::from(port), data),
+        VcpuExit::IoIn(port, data) => buses.ports().read(u64::from(port), data),
+        VcpuExit::IoOut(port, data) => buses.ports().write(u64::from(port), data),
         VcpuExit::MmioRead(address, data) => buses.memory.read(address, data),
         VcpuExit::MmioWrite(address, data) => buses.memory.write(address, data),
         VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt => {}

@@ -394,7 +394,7 @@ fn buses(
     if let Some((start, size, window)) = pci.window64() {
         memory.insert(start, size, window)?;
     }
-    Ok(Arc::new(Buses { ports, memory }))
+    Ok(Arc::new(Buses::new(ports, memory)))
 }
 
 /// Lets `event` raise pin `gsi` of the IOAPIC.

@@ -82,6 +82,9 @@ impl Maker {
                 .map_err(|e| Error::KvmRefused("set a vCPU's CPUID", e))?;
             regs::set_up(&fd, self.entry)?;
             prepare(&fd)?;
+            if id == 0 {
+                self.buses.coalesce(&self.vm, &fd);
+            }
             fds.push((id, fd));
         }
         let spawn = |(id, fd)| {
