@@ -110,10 +110,8 @@ fn start_again(node: &Node, process: &mut Option<Child>) {
     step(format!(
         "containerd has ended ({status}) and is started again"
     ));
-    match spawn(node) {
-        Ok(new) => *child = new,
-        Err(error) => step(format!("it cannot be: {error:#}")),
-    }
+    let again = spawn(node).inspect_err(|error| step(format!("it cannot be: {error:#}")));
+    *process = again.ok();
 }
 
 fn spawn(node: &Node) -> Result<Child> {
