@@ -3,7 +3,6 @@
 
 mod memory;
 
-use std::fs;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use orlop_testbed::containerd::{CRUN_HANDLER, HANDLER, Node, Release};
 use orlop_testbed::progress::step;
 use orlop_testbed::setup::build;
 
+use crate::contender;
 use crate::figures::{Beside, Better, Comparison, Row, median};
 use memory::Memory;
 
@@ -103,8 +103,7 @@ pub fn measure(runs: u32) -> Result<()> {
 
 /// What was compared: the host's kernel, containerd, and the programs behind the handlers.
 fn versions(handlers: impl Iterator<Item = &'static str>) -> Result<String> {
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut text = format!("\nhost kernel: {}\n", kernel.trim());
+    let mut text = contender::versions([])?;
     let containerd = Release::of_stories().programs().join("containerd");
     let orlop = build::programs_directory().join("orlop");
     let programs = handlers.map(|name| match name {

@@ -32,7 +32,7 @@ pub struct HostDeviceConfig {
 pub struct VfioFiles {
     /// The device's node (`/dev/vfio/devices/vfioN`), or its group's (`/dev/vfio/N`).
     pub device: Option<RawFd>,
-    /// `/dev/iommu` for the first, `/dev/vfio/vfio` for the second.
+    /// `/dev/iommu` for the first, `/dev/vfio/vfio` for the second. A VM's devices are all in that of the first of them.
     pub iommu: Option<RawFd>,
 }
 

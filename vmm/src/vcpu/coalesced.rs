@@ -42,10 +42,11 @@ unsafe impl Send for Coalesced {}
 unsafe impl Sync for Coalesced {}
 
 impl Coalesced {
-    /// Has KVM keep what is written to the four ports from `port` on. `vcpu` is any of the VM's.
+    /// Has KVM keep what is written to the four ports from `port` on. `vcpu` is any of the VM's. A KVM of before Linux 4.20 knows no ports here: each write is an
+    /// exit there, as without this.
     ///
     /// # Errors
-    /// When KVM cannot do so, as before Linux 4.20.
+    /// When KVM refuses, or there is no room for its page.
     pub fn writes_to(port: u16, vm: &VmFd, vcpu: &VcpuFd) -> io::Result<Self> {
         const PORTS: u32 = 4;
         let offset = PAGE.get() * KVM_COALESCED_MMIO_PAGE_OFFSET as usize;
