@@ -1,7 +1,8 @@
 //! Booting a pod's VM: virtiofsd, the VMM, and the wait until the agent in the guest is ready.
 //!
 //! Both programs could fail at any point, and the guest could hang; so the wait ends with whichever comes first of the
-//! agent's call, the end of either program, and the time limit. The sockets that the programs meet at are made here,
+//! agent's call, the end of either program, and the time limit. That limit is for all of it, until the guest has its network: on a node
+//! where many VMs boot at once each step is as slow as the others. The sockets that the programs meet at are made here,
 //! listening, before the programs start: nobody polls for one.
 
 use std::io;
@@ -15,6 +16,7 @@ use orlop_proto::agent::v1::agent_client::AgentClient;
 use orlop_proto::agent::v1::{ConfigureNetworkRequest, Interface};
 use orlop_proto::agent::{CONTROL_PORT, SHARE_TAG};
 use orlop_proto::connect;
+use tokio::time::Instant;
 
 use super::Pod;
 use super::output::Output;
@@ -31,11 +33,6 @@ const CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i804
 
 /// Memory that comes is used, and for what can be moved out of it again.
 const MOVABLE_MEMORY: &str = " memhp_default_state=online_movable";
-
-/// How long an agent that has said that it is ready may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the agent may take to set the guest's interfaces up.
-const NETWORK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a VM did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +77,20 @@ pub enum BootError {
     },
 }
 
+/// How long a boot may take, all told.
+#[derive(Clone, Copy)]
+struct Limit {
+    whole: Duration,
+    end: Instant,
+}
+
+impl Limit {
+    fn from_now(whole: Duration) -> Self {
+        let end = Instant::now() + whole;
+        Limit { whole, end }
+    }
+}
+
 /// Boots the VM of `pod`, whose share is prepared, in this shape.
 ///
 /// # Errors
@@ -103,12 +114,13 @@ async fn boot_in_network(pod: &Pod, shape: Shape) -> Result<Vm, BootError> {
     let ready_path = PathBuf::from(format!("{}_{CONTROL_PORT}", sockets::VSOCK));
     let ready = listen(&ready_path)?;
 
-    let booted = try_boot(pod, shape, cards, ready).await;
+    let limit = Limit::from_now(pod.config.boot_timeout());
+    let booted = try_boot(pod, shape, cards, ready, limit).await;
     // One connection is all that is listened for: later ones of the guest find nobody.
     let _ = std::fs::remove_file(&ready_path);
     let mut programs = booted?;
-    let agent = match connect_agent(&vsock).await {
-        Ok(mut agent) => configure_network(&mut agent, interfaces)
+    let agent = match connect_agent(&vsock, limit).await {
+        Ok(mut agent) => configure_network(&mut agent, interfaces, limit)
             .await
             .map(|()| agent),
         Err(error) => Err(error),
@@ -130,6 +142,7 @@ async fn try_boot(
     shape: Shape,
     cards: Vec<Card>,
     ready: UnixListener,
+    limit: Limit,
 ) -> Result<Programs, BootError> {
     let (virtiofsd, fs_output) = start_virtiofsd(pod, listen(Path::new(sockets::FS))?).await?;
     save(pod, None, &virtiofsd)?;
@@ -164,10 +177,10 @@ async fn try_boot(
                 BootError::Virtiofsd(line.unwrap_or_else(|| describe(status)))
             }
         },
-        () = tokio::time::sleep(pod.config.boot_timeout()) => {
+        () = tokio::time::sleep_until(limit.end) => {
             let console = programs.console.last_line();
             let console = console.map(|line| format!("; last on its console: {line}"));
-            BootError::Timeout(pod.config.boot_timeout(), console.unwrap_or_default())
+            BootError::Timeout(limit.whole, console.unwrap_or_default())
         }
     };
     programs.kill().await;
@@ -317,13 +330,17 @@ fn copy(pipe: Option<OwnedFd>, path: PathBuf) -> Result<Output, BootError> {
         .map_err(|source| BootError::File { path, source })
 }
 
-async fn connect_agent(vsock: &Path) -> Result<AgentClient<tonic::transport::Channel>, BootError> {
+async fn connect_agent(
+    vsock: &Path,
+    limit: Limit,
+) -> Result<AgentClient<tonic::transport::Channel>, BootError> {
     let connecting = connect::vsock(vsock, CONTROL_PORT);
-    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+    match tokio::time::timeout_at(limit.end, connecting).await {
         Ok(Ok(channel)) => Ok(AgentClient::new(channel)),
         Ok(Err(error)) => Err(BootError::Agent(crate::codes::one_line(&chain(&error)))),
         Err(_) => Err(BootError::Agent(format!(
-            "no connection within {CONNECT_TIMEOUT:?}"
+            "no connection within {:?} (`boot_timeout`)",
+            limit.whole
         ))),
     }
 }
@@ -331,18 +348,20 @@ async fn connect_agent(vsock: &Path) -> Result<AgentClient<tonic::transport::Cha
 async fn configure_network(
     agent: &mut AgentClient<tonic::transport::Channel>,
     interfaces: Vec<Interface>,
+    limit: Limit,
 ) -> Result<(), BootError> {
     if interfaces.is_empty() {
         return Ok(());
     }
     let call = agent.configure_network(ConfigureNetworkRequest { interfaces });
-    match tokio::time::timeout(NETWORK_TIMEOUT, call).await {
+    match tokio::time::timeout_at(limit.end, call).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(status)) => Err(BootError::GuestNetwork(crate::codes::one_line(
             status.message(),
         ))),
         Err(_) => Err(BootError::GuestNetwork(format!(
-            "no answer within {NETWORK_TIMEOUT:?}"
+            "no answer within {:?} (`boot_timeout`)",
+            limit.whole
         ))),
     }
 }
