@@ -149,6 +149,16 @@ pub fn cargo_command() -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(cargo);
     command.current_dir(source());
+    // What `cargo run` tells this program of its own package: some packages take a change there for a reason to be built anew.
+    let own = |name: &OsString| {
+        let name = name.to_string_lossy();
+        ["CARGO_PKG_", "CARGO_MANIFEST_", "OUT_DIR"]
+            .iter()
+            .any(|own| name.starts_with(own))
+    };
+    for (name, _) in env::vars_os().filter(|(name, _)| own(name)) {
+        command.env_remove(name);
+    }
     command
 }
 
