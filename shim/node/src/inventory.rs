@@ -6,7 +6,7 @@ use orlop_vmm::config::HostAddress;
 use orlop_vmm::host_pci::claims::Claim;
 use orlop_vmm::host_pci::{System, VFIO_PCI, identity};
 
-use crate::api;
+use crate::api::device_plugin as api;
 
 /// A group that can be given to a container.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,23 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use orlop_vmm::host_pci::System;
 use orlop_vmm::host_pci::claims::{Claim, Name};
-use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::api;
-use crate::api::device_plugin_server::DevicePluginServer;
-use crate::api::registration_client::RegistrationClient;
+use crate::api::device_plugin as api;
+use crate::api::device_plugin::device_plugin_server::DevicePluginServer;
+use crate::api::device_plugin::registration_client::RegistrationClient;
 use crate::inventory::{self, Unit};
 use crate::plugin::{self, Plugin};
+use crate::socket::{Identity, Socket, identity};
 
 /// The version of the kubelet's interface.
 const VERSION: &str = "v1beta1";
@@ -36,14 +33,10 @@ pub struct Offer {
 /// A claim that the kubelet knows of.
 struct Offered {
     units: watch::Sender<Vec<Unit>>,
-    server: JoinHandle<()>,
-    socket: PathBuf,
-    /// Which socket of the kubelet's it was registered by, and the plugin's own then.
-    known_as: (Option<Identity>, Option<Identity>),
+    socket: Socket,
+    /// Which socket of the kubelet's it was registered by.
+    known_by: Option<Identity>,
 }
-
-/// Which file it is, also when another has its name.
-type Identity = (u64, u64, i64);
 
 /// Why a claim is not offered.
 #[derive(Debug)]
@@ -87,13 +80,8 @@ impl Offer {
             Ok(claims) => claims,
             Err(error) => return vec![error.to_string()],
         };
-        self.offered.retain(|name, offered| {
-            let stays = claims.iter().any(|claim| claim.name == *name);
-            if !stays {
-                offered.end();
-            }
-            stays
-        });
+        self.offered
+            .retain(|name, _| claims.iter().any(|claim| claim.name == *name));
         let mut problems = Vec::new();
         for claim in &claims {
             if let Err(error) = self.offer(claim).await {
@@ -114,70 +102,34 @@ impl Offer {
                 }
                 changed
             });
-            let now = (identity(&kubelet), identity(&offered.socket));
-            if now == offered.known_as || now.0.is_none() {
+            let kubelet = identity(&kubelet);
+            let is_known = kubelet == offered.known_by && offered.socket.is_there();
+            if is_known || kubelet.is_none() {
                 return Ok(());
             }
         }
-        if let Some(mut offered) = self.offered.remove(&claim.name) {
-            offered.end();
-        }
+        self.offered.remove(&claim.name);
         if identity(&kubelet).is_none() {
             return Ok(());
         }
         let mut offered = self.serve(&claim.name, units)?;
-        match register(&kubelet, &claim.name, &offered.socket).await {
-            Ok(()) => {
-                offered.known_as = (identity(&kubelet), identity(&offered.socket));
-                self.offered.insert(claim.name.clone(), offered);
-                Ok(())
-            }
-            Err(error) => {
-                offered.end();
-                Err(error)
-            }
-        }
+        register(&kubelet, &claim.name, offered.socket.path()).await?;
+        offered.known_by = identity(&kubelet);
+        self.offered.insert(claim.name.clone(), offered);
+        Ok(())
     }
 
     fn serve(&self, name: &Name, units: Vec<Unit>) -> Result<Offered, Error> {
-        let socket = self.directory.join(format!("orlop-{name}.sock"));
-        let listen = || {
-            match std::fs::remove_file(&socket) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            UnixListener::bind(&socket)
-        };
-        let listener = listen().map_err(|error| Error::Listen(socket.clone(), error))?;
+        let path = self.directory.join(format!("orlop-{name}.sock"));
         let (units, seen) = watch::channel(units);
         let plugin = DevicePluginServer::new(Plugin::new(name.clone(), seen));
-        let server = Server::builder().add_service(plugin);
-        let server = tokio::spawn(async move {
-            let connections = UnixListenerStream::new(listener);
-            if let Err(error) = server.serve_with_incoming(connections).await {
-                eprintln!("orlop-node: a plugin is no longer served: {error}");
-            }
-        });
+        let socket = Socket::serve(&path, Server::builder().add_service(plugin))
+            .map_err(|error| Error::Listen(path.clone(), error))?;
         Ok(Offered {
             units,
-            server,
             socket,
-            known_as: (None, None),
+            known_by: None,
         })
-    }
-}
-
-impl Offered {
-    fn end(&mut self) {
-        self.server.abort();
-        // A kubelet that has started has removed it.
-        let _ = std::fs::remove_file(&self.socket);
-    }
-}
-
-impl Drop for Offer {
-    fn drop(&mut self) {
-        self.offered.values_mut().for_each(Offered::end);
     }
 }
 
@@ -200,9 +152,4 @@ async fn register(kubelet: &Path, name: &Name, socket: &Path) -> Result<(), Erro
         Ok(registered) => registered.map(drop),
         Err(_) => Err(Error::Late),
     }
-}
-
-fn identity(path: &Path) -> Option<Identity> {
-    let data = std::fs::symlink_metadata(path).ok()?;
-    Some((data.dev(), data.ino(), data.ctime_nsec()))
 }

@@ -9,8 +9,8 @@ use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
-use crate::api;
-use crate::api::device_plugin_server::DevicePlugin;
+use crate::api::device_plugin as api;
+use crate::api::device_plugin::device_plugin_server::DevicePlugin;
 use crate::inventory::{self, Unit};
 
 /// What the kubelet is told of this plugin.

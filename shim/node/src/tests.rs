@@ -1,16 +1,23 @@
-//! The kubelet's side of it, on a made-up host: sysfs as directories and links, and a registration server where the kubelet has its own.
+//! The kubelet's side of both ways, on a made-up host: sysfs as directories and links, and the sockets where the kubelet has its own or looks for
+//! ours.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use crate::api::device_plugin_client::DevicePluginClient;
-use crate::api::registration_server::{Registration, RegistrationServer};
-use crate::api::{
+use crate::api::device_plugin::device_plugin_client::DevicePluginClient;
+use crate::api::device_plugin::registration_server::{Registration, RegistrationServer};
+use crate::api::device_plugin::{
     AllocateRequest, ContainerAllocateRequest, ContainerPreferredAllocationRequest, Empty,
     PreferredAllocationRequest, RegisterRequest,
 };
+use crate::api::dra::dra_plugin_client::DraPluginClient;
+use crate::api::dra::{Claim, NodePrepareResourcesRequest, NodeUnprepareResourcesRequest};
+use crate::api::registration::registration_client::RegistrationClient;
+use crate::api::registration::{InfoRequest, RegistrationStatus};
+use crate::dra::cluster::Cluster;
+use crate::dra::{Driver, Error, cdi};
 use crate::offer::Offer;
 use orlop_vmm::host_pci::System;
 use tokio::net::UnixListener;
@@ -176,4 +183,62 @@ async fn a_claim_is_offered_and_given_out_over_restarts_of_the_kubelet() {
     host.system().release(&"disk".parse().unwrap()).unwrap();
     offer.look().await;
     assert!(!socket.exists(), "no longer claimed, no longer offered");
+}
+
+#[tokio::test]
+async fn the_kubelet_finds_the_driver_and_is_told_why_a_claim_cannot_be_had() {
+    let host = Host::new();
+    let kubelet = host.path("kubelet");
+    let cluster = Cluster::at("127.0.0.1", "9", host.path("no-account"));
+    let files = cdi::Directory::at(host.path("cdi"));
+    let mut driver = Driver::new(host.system(), cluster, "node-1", &kubelet, files);
+    let without = driver.look().await.unwrap_err();
+    assert!(matches!(without, Error::NoKubelet(_)), "{without}");
+    fs::create_dir_all(kubelet.join("plugins_registry")).unwrap();
+    driver.look().await.unwrap();
+
+    let socket = kubelet.join("plugins_registry/orlop@pci.orlop.dev-reg.sock");
+    let channel = orlop_proto::connect::unix(&socket).await.unwrap();
+    let mut registration = RegistrationClient::new(channel);
+    let info = registration.get_info(InfoRequest {}).await.unwrap();
+    let info = info.into_inner();
+    assert_eq!((&*info.r#type, &*info.name), ("DRAPlugin", "pci.orlop.dev"));
+    assert_eq!(info.supported_versions, ["v1.DRAPlugin"]);
+
+    let channel = orlop_proto::connect::unix(&info.endpoint).await.unwrap();
+    let mut plugin = DraPluginClient::new(channel);
+    let claims = vec![Claim {
+        namespace: "default".into(),
+        uid: "12".into(),
+        name: "disk".into(),
+    }];
+    let prepared = plugin.node_prepare_resources(NodePrepareResourcesRequest {
+        claims: claims.clone(),
+    });
+    let prepared = prepared.await.unwrap().into_inner();
+    let error = &prepared.claims["12"].error;
+    assert!(error.starts_with("claim default/disk: "), "{error}");
+    assert!(error.contains("no-account/ca.crt"), "{error}");
+    let ended = plugin.node_unprepare_resources(NodeUnprepareResourcesRequest { claims });
+    assert_eq!(ended.await.unwrap().into_inner().claims["12"].error, "");
+
+    let notify = |plugin_registered, error: &str| RegistrationStatus {
+        plugin_registered,
+        error: error.into(),
+    };
+    let refuses = notify(false, "too old");
+    let told = registration.notify_registration_status(refuses);
+    told.await.unwrap();
+    let refused = driver.look().await.unwrap_err();
+    assert!(refused.to_string().contains("too old"), "{refused}");
+    let told = registration.notify_registration_status(notify(true, ""));
+    told.await.unwrap();
+    let unreached = driver.look().await.unwrap_err();
+    assert!(matches!(unreached, Error::Cluster(_)), "{unreached}");
+
+    fs::remove_file(&socket).unwrap();
+    let _ = driver.look().await;
+    assert!(socket.exists(), "made anew");
+    drop(driver);
+    assert!(!socket.exists(), "gone with it");
 }

@@ -14,13 +14,13 @@ use serde_json::{Value, json};
 use crate::stage::{LIMIT, Stage, WAIT, phase, pod, shell, stage};
 
 /// The resource that the claim `nvme` is.
-const RESOURCE: &str = "pci.orlop.dev/nvme";
+pub const RESOURCE: &str = "pci.orlop.dev/nvme";
 
 /// Where the manifests of the installation put what they make.
 const NAMESPACE: &str = "orlop-system";
 
 /// The runtime class whose pods have a kernel with drivers of hardware.
-const CLASS: &str = "orlop-devices";
+pub const CLASS: &str = "orlop-devices";
 
 #[test]
 fn a_claimed_disk_is_one_pods_at_a_time_and_is_kept_over_the_nodes_next_boot() {
@@ -29,11 +29,7 @@ fn a_claimed_disk_is_one_pods_at_a_time_and_is_kept_over_the_nodes_next_boot() {
         skip("the node is this machine, whose devices are not given away for a story");
         return;
     }
-    let plugin = Plugin::install(&stage);
-    stage.apply(&[json!({
-        "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": { "name": CLASS },
-        "handler": LARGE_HANDLER, "overhead": { "podFixed": { "memory": "128Mi" } },
-    })]);
+    let plugin = Plugin::install(&stage, "deploy/devices");
     plugin.orlop(&format!("claim nvme {DISK}"));
     wait_for_resource(&stage);
 
@@ -66,7 +62,7 @@ fn a_claimed_disk_is_one_pods_at_a_time_and_is_kept_over_the_nodes_next_boot() {
 }
 
 /// A pod that asks for the disk.
-fn user(name: &str) -> Value {
+pub fn user(name: &str) -> Value {
     let mut container = shell("main", WAIT);
     container["resources"] = json!({ "limits": { RESOURCE: 1 } });
     pod(
@@ -77,7 +73,7 @@ fn user(name: &str) -> Value {
 }
 
 /// Why a pod has no node, if it has none.
-fn scheduled(pod: &Value) -> Option<&str> {
+pub fn scheduled(pod: &Value) -> Option<&str> {
     let conditions = pod["status"]["conditions"].as_array()?;
     let scheduled = conditions.iter().find(|it| it["type"] == "PodScheduled")?;
     scheduled["message"].as_str()
@@ -93,15 +89,15 @@ fn wait_for_resource(stage: &Stage) {
     offered.unwrap_or_else(|error| panic!("{error:#}\n{}", stage.story_so_far()));
 }
 
-fn delete(stage: &Stage, pod: &str) {
+pub fn delete(stage: &Stage, pod: &str) {
     let limit = format!("--timeout={}s", LIMIT.as_secs());
     let line = ["delete", "pod", pod, "--wait", &limit];
     stage.kubectl.run(&line).unwrap();
 }
 
-/// The device plugin, as its manifest has it, but that the node's programs are where they were built; and a pod that enters the node.
-/// Both go with the story.
-struct Plugin<'s> {
+/// orlop-node, as its manifests have it, but that the node's programs are where they were built; a runtime class whose pods can use devices; and
+/// a pod that enters the node. All go with the story.
+pub struct Plugin<'s> {
     stage: &'s Stage,
     /// For what is in no story's namespace.
     kubectl: Kubectl,
@@ -109,9 +105,10 @@ struct Plugin<'s> {
 }
 
 impl<'s> Plugin<'s> {
-    fn install(stage: &'s Stage) -> Self {
+    /// By the manifests of a directory.
+    pub fn install(stage: &'s Stage, directory: &str) -> Self {
         let kubectl = Kubectl::attach().unwrap();
-        let manifest = kubectl.run(&["kustomize", "deploy/devices"]).unwrap();
+        let manifest = kubectl.run(&["kustomize", directory]).unwrap();
         let image = manifest
             .lines()
             .find_map(|line| line.trim().strip_prefix("image: "))
@@ -120,12 +117,18 @@ impl<'s> Plugin<'s> {
         let manifest = manifest
             .replace(image, BUSYBOX)
             .replace("- nsenter\n", "- /bin/busybox\n        - nsenter\n")
+            .replace("exec nsenter", "exec busybox nsenter")
             .replace("/opt/orlop/current/bin", &programs);
         let namespace = json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE },
         });
         kubectl.apply(&namespace.to_string()).unwrap();
         kubectl.apply(&manifest).unwrap();
+        let class = json!({
+            "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": { "name": CLASS },
+            "handler": LARGE_HANDLER, "overhead": { "podFixed": { "memory": "128Mi" } },
+        });
+        kubectl.apply(&class.to_string()).unwrap();
         let mut admin = shell("main", WAIT);
         admin["securityContext"] = json!({ "privileged": true });
         let mut admin = pod("admin", json!([admin]), json!({ "hostPID": true }));
@@ -140,7 +143,7 @@ impl<'s> Plugin<'s> {
     }
 
     /// Runs `orlop pci` on the node.
-    fn orlop(&self, arguments: &str) {
+    pub fn orlop(&self, arguments: &str) {
         let orlop = build::programs_directory().join("orlop");
         let line = format!(
             "busybox nsenter -t 1 -m {} pci {arguments} 2>&1",

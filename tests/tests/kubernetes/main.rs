@@ -3,6 +3,7 @@
 //! `cargo testbed test kubernetes` starts the cluster, as `cargo testbed test --all` does; each story has a namespace of its own there.
 
 mod access;
+mod allocation;
 mod behaviours;
 mod configuration;
 mod devices;

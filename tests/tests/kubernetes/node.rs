@@ -110,7 +110,7 @@ fn a_pod_that_takes_more_of_the_nodes_disk_than_it_may_is_evicted() {
     assert_eq!(pod["status"]["reason"], "Evicted", "{}", pod["status"]);
 }
 
-fn wait_for_node(stage: &Stage) {
+pub fn wait_for_node(stage: &Stage) {
     let ready = stage
         .kubectl
         .wait_for("node that is ready", LIMIT, |kubectl| {
@@ -121,7 +121,7 @@ fn wait_for_node(stage: &Stage) {
 }
 
 /// Runs a script in a pod as soon as the kubelet takes that again.
-fn again(stage: &Stage, pod: &str, script: &str) -> String {
+pub fn again(stage: &Stage, pod: &str, script: &str) -> String {
     let said = stage
         .kubectl
         .wait_for("answer of the pod", LIMIT, |kubectl| {
