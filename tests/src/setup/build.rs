@@ -45,19 +45,41 @@ pub fn programs_directory() -> PathBuf {
 /// (RELR): 9 KB rather than 737 of the agent, which a guest has in memory twice while it boots.
 const PROGRAM_FLAGS: &str = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
 
-/// Builds the workspace's programs: the VMM, the shim, the device plugin, the agent, the image builder.
+/// The agent, which is of a profile of its own.
+#[must_use]
+pub fn agent() -> PathBuf {
+    target().join(TARGET).join("agent/orlop-agent")
+}
+
+/// Builds the workspace's programs: the VMM, the shim, what offers devices to the kubelet, the image builder, the agent.
 ///
 /// # Errors
 /// When they do not compile.
 pub fn programs() -> Result<()> {
-    step("building orlop, containerd-shim-orlop-v2, orlop-node, orlop-agent and orlop-image");
+    step("building orlop, containerd-shim-orlop-v2, orlop-node and orlop-image");
+    run(program_command(&[
+        "--release",
+        "--bins",
+        "--package=orlop-vmm",
+        "--package=orlop-shim",
+        "--package=orlop-node",
+        "--package=orlop-guest-images",
+    ]))?;
+    step("building orlop-agent, as small as it gets");
+    run(program_command(&[
+        "--profile=agent",
+        "--package=orlop-guest-images",
+        "--bin=orlop-agent",
+    ]))
+}
+
+fn program_command(what: &[&str]) -> Command {
     let mut command = cargo_command();
     command
-        .args(["build", "--release", "--bins", "--target", TARGET])
-        .args(["--package=orlop-vmm", "--package=orlop-shim"])
-        .args(["--package=orlop-node", "--package=orlop-guest-images"])
+        .args(["build", "--target", TARGET])
+        .args(what)
         .env("RUSTFLAGS", PROGRAM_FLAGS);
-    run(command)
+    command
 }
 
 /// Builds `orlop-bench`, and returns its path. What it measures are other programs; it shares what it is made of with the tests.

@@ -48,8 +48,8 @@ pub fn initramfs(cache: &Cache) -> Result<()> {
 }
 
 fn build_initramfs(to: &Path, modules: Option<&Path>) -> Result<()> {
-    let programs = build::programs_directory();
-    let (agent, builder) = (programs.join("orlop-agent"), programs.join("orlop-image"));
+    let builder = build::programs_directory().join("orlop-image");
+    let agent = build::agent();
     let sources: Vec<_> = [&*agent, &*builder].into_iter().chain(modules).collect();
     if is_newer(to, &sources) {
         return Ok(());
