@@ -61,7 +61,7 @@ impl Default for Config {
             logs: PathBuf::from("/var/log/orlop"),
             vcpus: 1,
             memory: MemorySize::of_mib(256),
-            guest_memory: MemorySize::of_mib(96),
+            guest_memory: MemorySize::of_mib(64),
             max_vcpus: None,
             max_memory: None,
             allow_annotations: Vec::new(),
@@ -259,6 +259,7 @@ impl Config {
                 vcpus: host.vcpus.max(self.vcpus),
                 memory: host.memory.max(self.memory),
             },
+            room: None,
         }
     }
 

@@ -76,6 +76,17 @@ impl Cgroup {
         Ok(Some((group, home)))
     }
 
+    /// How many bytes of memory what is in it may have: by its own limit or those of the cgroups that it is in, whichever is least. None without one.
+    pub fn memory_limit(&self) -> Option<u64> {
+        let above = self.directories.iter().flat_map(|directory| {
+            directory
+                .ancestors()
+                .take_while(|path| is_cgroup(path))
+                .filter_map(memory_limit)
+        });
+        above.min()
+    }
+
     /// Kills what is in it. Version 1 cannot do that at once, and needs not: the pod's processes are known.
     pub fn kill(&self) {
         for directory in &self.directories {
@@ -137,6 +148,15 @@ fn at(path: &Path) -> impl Fn(io::Error) -> CgroupError {
 
 fn is_cgroup(path: &Path) -> bool {
     path.join("cgroup.procs").exists()
+}
+
+/// The limit of one cgroup, in either version's file. Version 2 says `max` for none; version 1 has a number that no machine has.
+fn memory_limit(directory: &Path) -> Option<u64> {
+    const NONE: u64 = 1 << 60;
+    let files = ["memory.max", "memory.limit_in_bytes"];
+    let read = |name| fs::read_to_string(directory.join(name)).ok();
+    let text = files.into_iter().find_map(read)?;
+    text.trim().parse().ok().filter(|limit| *limit < NONE)
 }
 
 /// Has this process go there.
@@ -221,6 +241,34 @@ mod tests {
         group("b").remove(Instant::now()).unwrap();
         assert!(!root.path().join("default").exists());
         assert!(root.path().exists());
+    }
+
+    #[test]
+    fn the_least_limit_on_the_way_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let inside = root.path().join("kubepods/pod1/abc");
+        fs::create_dir_all(&inside).unwrap();
+        let group = Cgroup {
+            directories: vec![inside.clone()],
+        };
+        for directory in inside.ancestors().take(4) {
+            fs::write(directory.join("cgroup.procs"), "").unwrap();
+        }
+        assert_eq!(group.memory_limit(), None);
+        let limit = |path: &str, name: &str, text: &str| {
+            fs::write(root.path().join(path).join(name), text).unwrap();
+        };
+        limit("kubepods/pod1/abc", "memory.max", "max\n");
+        limit("kubepods/pod1", "memory.max", "335544320\n");
+        limit("kubepods", "memory.max", "1073741824\n");
+        assert_eq!(group.memory_limit(), Some(335_544_320));
+        fs::remove_file(root.path().join("kubepods/pod1/memory.max")).unwrap();
+        limit(
+            "kubepods/pod1",
+            "memory.limit_in_bytes",
+            "9223372036854771712\n",
+        );
+        assert_eq!(group.memory_limit(), Some(1 << 30));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::memory_size::MemorySize;
 use crate::spec::{Annotations, HostDevice, Restricted};
 
 use super::shape::Shape;
-use super::size::{Bounds, Limits, Size, SizeError};
+use super::size::{Bounds, Limits, Size, SizeError, room_within};
 use super::{Pod, lock};
 
 /// What a pod asks for.
@@ -104,7 +104,12 @@ impl Pod {
     }
 
     fn bounds(&self) -> Bounds {
-        self.config.bounds(host())
+        let group = lock(&self.cgroup);
+        let limit = group.as_ref().and_then(|(group, _)| group.memory_limit());
+        Bounds {
+            room: limit.map(room_within),
+            ..self.config.bounds(host())
+        }
     }
 }
 

@@ -141,6 +141,7 @@ mod tests {
             guest: MemorySize::of_mib(64),
             most: size(vcpus, memory),
             host: size(vcpus, memory),
+            room: None,
         }
     }
 

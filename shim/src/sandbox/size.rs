@@ -4,6 +4,10 @@
 //! containerd tells before there is a container, or as the containers' own specs tell as they come; whichever is more. A container without a
 //! limit counts as the configuration's default, all such containers together once. Memory goes up by what the guest's kernel and agent need.
 //!
+//! A VM has no more than the pod's control group can hold beside the processes that run it: the kubelet makes that group's limit of the containers'
+//! limits and the RuntimeClass's overhead, and where a guest could use more, the host would kill the VM. So the guest's own kernel is the one that runs out,
+//! and ends a process of the container that takes too much.
+//!
 //! A limit is no wish: it may be larger than the machine, and means all of it then. What is beyond the configuration's bounds is refused.
 
 use oci_spec::runtime::LinuxResources;
@@ -65,6 +69,19 @@ pub struct Bounds {
     pub most: Size,
     /// What the machine has.
     pub host: Size,
+    /// What the pod's control group holds of the VM's memory, where it has a limit.
+    pub room: Option<MemorySize>,
+}
+
+/// The processes that run a guest, with what the host's kernel has for them: 14 MiB were measured (docs/performance.md).
+const PROCESSES: MemorySize = MemorySize::of_mib(24);
+/// How many bytes of RAM the host's kernel has one for in the tables that it is reached by: 8 bytes for each 4096.
+const TABLES: u64 = 512;
+
+/// What a control group with this limit, in bytes, holds of a VM's memory.
+pub fn room_within(limit: u64) -> MemorySize {
+    let limit = limit >> 20;
+    MemorySize::of_mib(limit.saturating_sub(PROCESSES.mib() + limit / TABLES))
 }
 
 /// Why a pod cannot have the size that it asks for.
@@ -251,7 +268,10 @@ impl Bounds {
         };
         let containers = pod.memory.unwrap_or_default().max(sum.memory);
         let guest = MemorySize::of_mib(memory.mib().saturating_sub(containers.mib()));
-        let memory = memory.clamp(LEAST_MEMORY, self.host.memory.max(LEAST_MEMORY));
+        let most = self
+            .room
+            .map_or(self.host.memory, |room| room.min(self.host.memory));
+        let memory = memory.clamp(LEAST_MEMORY, most.max(LEAST_MEMORY));
         self.memory("the memory limit of the pod's containers", memory, guest)
     }
 

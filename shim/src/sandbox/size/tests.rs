@@ -19,6 +19,7 @@ fn bounds() -> Bounds {
         guest: mib(64),
         most: size(8, 32 << 10),
         host: size(16, 64 << 10),
+        room: None,
     }
 }
 
@@ -294,4 +295,33 @@ fn limits_are_read_as_the_specification_means_them() {
     );
     assert_eq!(Limits::cpu_of(i64::MAX, 0), Some(u64::MAX));
     assert_eq!(Limits::memory_of(i64::MIN), None);
+}
+
+#[test]
+fn a_vm_fits_into_its_pods_control_group() {
+    let within = |limit: u64, containers: &[Limits]| {
+        let bounds = Bounds {
+            room: Some(room_within(limit << 20)),
+            ..bounds()
+        };
+        let size = bounds.size(&Asked::default(), containers.iter().copied());
+        size.unwrap().memory.mib()
+    };
+    let container = |memory| [limits(None, Some(memory))];
+    // 128 + 64 + 2 would be wanted.
+    assert_eq!(within(1024, &container(128)), 194);
+    assert_eq!(within(128 + 64, &container(128)), 168);
+    // Of 16 GiB, 256 MiB are the guest's account of them, and 32 the host's.
+    assert_eq!(within((16 << 10) + 64, &container(16 << 10)), 16_392);
+    assert_eq!(within(1, &container(128)), LEAST_MEMORY.mib());
+    // By an annotation, it is whoever sets it that takes care.
+    let bounds = Bounds {
+        room: Some(mib(100)),
+        ..bounds()
+    };
+    let asked = Asked {
+        memory: Some(mib(512)),
+        ..Asked::default()
+    };
+    assert_eq!(bounds.size(&asked, []).unwrap().memory, mib(512));
 }
