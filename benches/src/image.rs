@@ -1,5 +1,6 @@
 //! How long a command of a container image takes to its first output: `orlop run --image`, whose image is a disk already; `runc run` with the
-//! same image unpacked; and QEMU's microvm machine with the same kernel as Orlop's guest, and the image's shell as process 1.
+//! same image unpacked; and QEMU's microvm machine with the same kernel as Orlop's guest, and the image's shell as process 1. Where Firecracker is named,
+//! also that with Debian's kernel: what a guest costs that nobody has made a kernel for.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -44,16 +45,16 @@ enum Way {
     Orlop,
     Runc,
     Qemu,
+    Firecracker,
 }
 
 impl Way {
-    const ALL: [Way; 3] = [Way::Orlop, Way::Runc, Way::Qemu];
-
     fn name(self) -> &'static str {
         match self {
             Way::Orlop => "`orlop run --image`",
             Way::Runc => "`runc run`",
             Way::Qemu => "QEMU microvm, without a container",
+            Way::Firecracker => "Firecracker with Debian's kernel, without a container",
         }
     }
 }
@@ -71,11 +72,12 @@ struct Run {
 /// When something is missing, or a command does not say what it is to say.
 pub fn measure(runs: u32) -> Result<()> {
     let stage = Stage::set()?;
-    let mut measured = Way::ALL.map(|_| Vec::new());
+    let ways = stage.ways();
+    let mut measured: Vec<_> = ways.into_iter().map(|way| (way, Vec::new())).collect();
     for number in 0..=runs {
-        for (way, measured) in Way::ALL.into_iter().zip(&mut measured) {
+        for (way, measured) in &mut measured {
             let run = stage
-                .one(way)
+                .one(*way)
                 .with_context(|| format!("{}: {}", way.name(), last_words(&stage.log())))?;
             // The first one fills caches, and makes the image's disk.
             if number > 0 {
@@ -96,6 +98,8 @@ pub fn measure(runs: u32) -> Result<()> {
 struct Stage {
     workplace: Workplace,
     guest: Guest,
+    /// Firecracker, and its guest.
+    firecracker: Option<(Contender, Guest)>,
 }
 
 impl Stage {
@@ -108,13 +112,21 @@ impl Stage {
         archive.add("bin/busybox", PROGRAM, &image::busybox()?)?;
         archive.add("init", PROGRAM, INIT.as_bytes())?;
         fs::write(&initramfs, archive.finish()?)?;
+        let guest = |kernel| Guest {
+            kernel,
+            vcpus: 1,
+            memory_mib: MEMORY_MIB,
+            content: Content::Initramfs(initramfs.clone()),
+        };
+        let mut named = workplace.named()?.into_iter();
+        let firecracker = named.find(|named| matches!(named, Contender::Firecracker(_)));
+        let debian = workplace.path("debian");
+        if firecracker.is_some() {
+            fs::copy(Cache::open()?.guest_vmlinux(), &debian).context("Debian's kernel")?;
+        }
         let stage = Self {
-            guest: Guest {
-                kernel: workplace.kernel(),
-                vcpus: 1,
-                memory_mib: MEMORY_MIB,
-                content: Content::Initramfs(initramfs),
-            },
+            guest: guest(workplace.kernel()),
+            firecracker: firecracker.map(|firecracker| (firecracker, guest(debian))),
             workplace,
         };
         stage.set_orlop()?;
@@ -151,6 +163,12 @@ impl Stage {
         Ok(())
     }
 
+    fn ways(&self) -> Vec<Way> {
+        let mut ways = vec![Way::Orlop, Way::Runc, Way::Qemu];
+        ways.extend(self.firecracker.iter().map(|_| Way::Firecracker));
+        ways
+    }
+
     fn one(&self, way: Way) -> Result<Run> {
         match way {
             Way::Orlop => to_end(&mut self.orlop(), &self.log()),
@@ -164,6 +182,11 @@ impl Stage {
             Way::Qemu => {
                 let qemu = Contender::QemuMicrovm(self.workplace.emulator());
                 let (run, _vmm) = to_first_output(&mut qemu.command(&self.guest)?, &self.log())?;
+                Ok(run)
+            }
+            Way::Firecracker => {
+                let (firecracker, guest) = self.firecracker.as_ref().context("not named")?;
+                let (run, _vmm) = to_first_output(&mut firecracker.command(guest)?, &self.log())?;
                 Ok(run)
             }
         }
@@ -266,13 +289,12 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1000.0
 }
 
-fn report(measured: &[Vec<Run>; 3]) -> Result<String> {
+fn report(measured: &[(Way, Vec<Run>)]) -> Result<String> {
     let firsts = |runs: &[Run]| median(runs.iter().map(|run| run.first_output));
-    let [ours, ..] = measured;
+    let (_, ours) = measured.first().context("nothing was measured")?;
     let our = firsts(ours)?;
-    let rows = Way::ALL
-        .into_iter()
-        .zip(measured)
+    let rows = measured
+        .iter()
         .map(|(way, runs)| {
             let first = firsts(runs)?;
             let outputs = || runs.iter().map(|run| run.first_output);
@@ -311,9 +333,12 @@ mod tests {
     fn the_report_has_a_row_for_each_way() {
         let run = |first_output, end| Run { first_output, end };
         let report = report(&[
-            vec![run(100.0, Some(150.0)), run(120.0, Some(170.0))],
-            vec![run(50.0, Some(60.0))],
-            vec![run(220.0, None)],
+            (
+                Way::Orlop,
+                vec![run(100.0, Some(150.0)), run(120.0, Some(170.0))],
+            ),
+            (Way::Runc, vec![run(50.0, Some(60.0))]),
+            (Way::Qemu, vec![run(220.0, None)]),
         ]);
         let report = report.unwrap();
         let rows: Vec<_> = report.lines().skip(3).collect();
