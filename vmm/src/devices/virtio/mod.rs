@@ -33,7 +33,6 @@ use std::sync::Arc;
 pub use crate::memory::GuestMemory;
 pub use interrupt::{Fault, Interrupt};
 pub use queue::Queue;
-use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use worker::{Events, Wake};
 
@@ -207,7 +206,7 @@ impl ActiveQueue {
         fault: &Fault,
         mut serve: impl FnMut(&queue::Chain) -> Result<u32, E>,
     ) {
-        if let Err(source) = events.add(&self.kick, EventSet::IN, KICK) {
+        if let Err(source) = events.add_signal(&self.kick, KICK) {
             fault.raise(&StartError::System {
                 what: "wait for kicks",
                 source,
@@ -229,11 +228,7 @@ impl ActiveQueue {
             for wake in events.wait(if more { 0 } else { -1 }) {
                 match wake {
                     Wake::Stop => return,
-                    Wake::Ready(..) => {
-                        // It is non-blocking, and has nothing to say but that it happened.
-                        let _ = self.kick.read();
-                        more = true;
-                    }
+                    Wake::Ready(..) => more = true,
                 }
             }
         }

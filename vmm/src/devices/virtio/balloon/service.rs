@@ -111,9 +111,7 @@ impl Service {
     pub fn run(&self, Queues(mut queues): Queues, events: &mut Events) -> Result<(), Broken> {
         for (token, served) in (0..).zip(&queues) {
             let kick = &served.active.kick;
-            events
-                .add(kick, EventSet::IN, token)
-                .map_err(Broken::Wait)?;
+            events.add_signal(kick, token).map_err(Broken::Wait)?;
         }
         events
             .add(&self.asked, EventSet::IN, ASKED)
@@ -137,7 +135,6 @@ impl Service {
                     Wake::Ready(token, _) => {
                         let at = usize::try_from(token).unwrap_or(usize::MAX);
                         if let Some(served) = queues.get_mut(at) {
-                            let _ = served.active.kick.read();
                             served.due = true;
                         }
                     }

@@ -72,11 +72,11 @@ impl QueueWorker {
     fn work(&mut self, events: &mut Events) -> Result<(), Broken> {
         let system = |what| move |source| Broken::System { what, source };
         events
-            .add(&self.queue.kick, EventSet::IN, KICK)
+            .add_signal(&self.queue.kick, KICK)
             .map_err(system("wait for kicks"))?;
-        if let Some(event) = self.engine.event() {
+        if let Some(results) = self.engine.results() {
             events
-                .add(event, EventSet::IN, ENGINE)
+                .add(&results, EventSet::IN, ENGINE)
                 .map_err(system("wait for the disk"))?;
         }
         let mut done = Vec::new();
@@ -92,15 +92,9 @@ impl QueueWorker {
             for wake in events.wait(if more { 0 } else { -1 }) {
                 match wake {
                     Wake::Stop => return Ok(()),
-                    Wake::Ready(KICK, _) => {
-                        // It is non-blocking, and has nothing to say but that it happened.
-                        let _ = self.queue.kick.read();
-                        more = true;
-                    }
-                    Wake::Ready(..) => {
-                        // As above; the next turn takes what has come.
-                        let _ = self.engine.event().map(|event| event.read());
-                    }
+                    Wake::Ready(KICK, _) => more = true,
+                    // The next turn takes what has come.
+                    Wake::Ready(..) => {}
                 }
             }
         }

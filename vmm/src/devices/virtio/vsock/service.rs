@@ -131,16 +131,15 @@ impl Service {
     }
 
     fn watch(&self, events: &mut Events) -> io::Result<()> {
-        events.add(&self.rx.kick, EventSet::IN, Token::Rx.encode())?;
-        events.add(&self.tx.kick, EventSet::IN, Token::Tx.encode())?;
+        events.add_signal(&self.rx.kick, Token::Rx.encode())?;
+        events.add_signal(&self.tx.kick, Token::Tx.encode())?;
         events.add(&self.listener, EventSet::IN, Token::Listener.encode())
     }
 
     fn wake(&mut self, events: &mut Events, token: Token, set: EventSet) {
         match token {
-            // The events have nothing to say but that they happened; the queues are looked at anyway.
-            Token::Rx => drop(self.rx.kick.read()),
-            Token::Tx => drop(self.tx.kick.read()),
+            // The queues are looked at anyway.
+            Token::Rx | Token::Tx => {}
             Token::Listener => self.accept(events),
             Token::Greeting(number) => self.listen(events, number),
             Token::Connection(key) => self.table.ready(key, set),

@@ -15,9 +15,9 @@ mod tests;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::RawFd;
 
 pub use job::Job;
-use vmm_sys_util::eventfd::EventFd;
 
 use calls::Calls;
 use ring::Ring;
@@ -52,10 +52,10 @@ impl Engine {
         })
     }
 
-    /// What is readable when [`Engine::turn`] has something to do that was not there when it was last called.
-    pub fn event(&self) -> Option<&EventFd> {
+    /// What is readable while there are results that [`Engine::turn`] has not taken.
+    pub fn results(&self) -> Option<RawFd> {
         match self {
-            Engine::Ring(ring) => Some(ring.event()),
+            Engine::Ring(ring) => Some(ring.results()),
             Engine::Calls(_) => None,
         }
     }

@@ -1,4 +1,5 @@
-//! An engine on an io_uring: operations go to the kernel in batches, and their results come back in any order, announced by an eventfd.
+//! An engine on an io_uring: operations go to the kernel in batches, and their results come back in any order. The ring's own descriptor is
+//! readable while there are any: what was done in the call that handed it over, as the page cache's part is, is taken behind that call and wakes nobody.
 //!
 //! A job is kept in a slot of its own, the one of its head, from the moment that its operation stands in the submission queue until the
 //! result was taken from the completion queue. Only then is it looked at again. So what the kernel was told of (the list of pieces, and
@@ -11,13 +12,12 @@
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::thread;
 use std::time::Duration;
 
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode, squeue};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::job::{Job, Op, zeroes};
 
@@ -31,7 +31,6 @@ const PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub struct Ring {
     ring: Uring,
-    completed: EventFd,
     /// The jobs in flight, each in the slot of its head.
     slots: Vec<Option<Job>>,
     in_flight: usize,
@@ -71,11 +70,8 @@ impl Ring {
             return Err(io::ErrorKind::Unsupported.into());
         }
         submitter.register_files(&[file.as_raw_fd()])?;
-        let completed = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        submitter.register_eventfd(completed.as_raw_fd())?;
         Ok(Ring {
             ring: Uring(ring),
-            completed,
             slots: (0..size).map(|_| None).collect(),
             in_flight: 0,
             ended: Vec::new(),
@@ -83,9 +79,9 @@ impl Ring {
         })
     }
 
-    /// Readable when results have come.
-    pub fn event(&self) -> &EventFd {
-        &self.completed
+    /// Readable while there are results to take.
+    pub fn results(&self) -> RawFd {
+        self.ring.0.as_raw_fd()
     }
 
     /// How many calls have handed operations to the kernel.
