@@ -1,9 +1,11 @@
 //! Interrupts and kicks that never leave the kernel: irqfds with their routes, and ioeventfds.
 //!
 //! KVM takes its routes as one table, replaced as a whole. [`Routes`] keeps the table; a device's message gets an entry when it is
-//! first unmasked ([`Msi::attach`]), because each replacement costs a grace period of the host's kernel.
+//! first unmasked ([`Msi::attach`]), because each replacement costs a grace period of the host's kernel. So does each wire that is taken back; when
+//! the VM ends, KVM drops all of them at once ([`Msi::vm_ends`]).
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
@@ -63,6 +65,8 @@ pub trait Msi: Send + Sync {
     /// # Errors
     /// When KVM does not know it.
     fn detach(&self, fd: &EventFd, gsi: Gsi) -> Result<(), Error>;
+    /// No vCPU runs any more, and the VM is about to be let go of with all that is wired in it, lines and kicks as well: nothing need be taken back.
+    fn vm_ends(&self);
 }
 
 /// Turns eventfds into interrupt lines that stay raised until the guest has served them.
@@ -97,6 +101,8 @@ pub trait IoEvents: Send + Sync {
 pub struct Routes {
     vm: Arc<VmFd>,
     messages: Mutex<BTreeMap<Gsi, MsiMessage>>,
+    /// Whether the VM ends.
+    ends: AtomicBool,
 }
 
 /// As many as KVM takes (`KVM_MAX_IRQ_ROUTES`), less the IOAPIC's pins.
@@ -111,9 +117,22 @@ impl Routes {
         let routes = Routes {
             vm,
             messages: Mutex::default(),
+            ends: AtomicBool::new(false),
         };
         routes.set(&BTreeMap::new())?;
         Ok(routes)
+    }
+
+    /// Takes something back, unless the VM ends.
+    fn take_back(
+        &self,
+        what: &'static str,
+        take: impl FnOnce(&VmFd) -> Result<(), kvm_ioctls::Error>,
+    ) -> Result<(), Error> {
+        if self.ends.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        take(&self.vm).map_err(|error| Error::Kvm(what, error))
     }
 
     /// Replaces KVM's table.
@@ -176,11 +195,13 @@ impl Msi for Routes {
     }
 
     fn detach(&self, fd: &EventFd, gsi: Gsi) -> Result<(), Error> {
-        self.vm
-            .unregister_irqfd(fd, gsi.0)
-            .map_err(|e| Error::Kvm("an irqfd's end", e))?;
+        self.take_back("an irqfd's end", |vm| vm.unregister_irqfd(fd, gsi.0))?;
         self.forget(gsi);
         Ok(())
+    }
+
+    fn vm_ends(&self) {
+        self.ends.store(true, Ordering::Relaxed);
     }
 }
 
@@ -192,9 +213,7 @@ impl Lines for Routes {
     }
 
     fn disconnect(&self, fd: &EventFd, gsi: u32) -> Result<(), Error> {
-        self.vm
-            .unregister_irqfd(fd, gsi)
-            .map_err(|e| Error::Kvm("an interrupt line's end", e))
+        self.take_back("an interrupt line's end", |vm| vm.unregister_irqfd(fd, gsi))
     }
 }
 
@@ -206,9 +225,9 @@ impl IoEvents for Routes {
     }
 
     fn remove(&self, fd: &EventFd, address: u64) -> Result<(), Error> {
-        self.vm
-            .unregister_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)
-            .map_err(|e| Error::Kvm("an ioeventfd's end", e))
+        self.take_back("an ioeventfd's end", |vm| {
+            vm.unregister_ioevent(fd, &IoEventAddress::Mmio(address), NoDatamatch)
+        })
     }
 }
 

@@ -172,6 +172,7 @@ mod tests {
             self.0.lock().unwrap().push("detach".into());
             Ok(())
         }
+        fn vm_ends(&self) {}
     }
 
     impl Notes {

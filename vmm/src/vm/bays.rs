@@ -160,6 +160,7 @@ impl Bays {
 
     /// Takes all devices from their places. To be called when no vCPU runs any more.
     pub fn empty(&self) -> Vec<Idle> {
+        self.wiring.msi.vm_ends();
         self.bus.stop();
         let released = self.bus.release().into_iter();
         released

@@ -45,6 +45,8 @@ impl Msi for Wires {
         assert!(message.is_some(), "detached without being attached");
         Ok(())
     }
+
+    fn vm_ends(&self) {}
 }
 
 impl IoEvents for Wires {
