@@ -28,6 +28,22 @@ fn a_pod_selects_a_claimed_disk_by_what_it_is_and_another_one_waits_for_it() {
     );
     assert_eq!(attributes["claim"]["string"], "nvme");
 
+    // Who has its account without its pod on the node, which the token names.
+    let account = "--as=system:serviceaccount:orlop-system:orlop-node";
+    let foreign = json!({
+        "apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": { "name": "foreign" },
+        "spec": {
+            "driver": "pci.orlop.dev", "nodeName": NODE,
+            "pool": { "name": NODE, "generation": 1, "resourceSliceCount": 1 },
+        },
+    });
+    let line = ["create", account, "--filename", "-"];
+    let made = stage.kubectl.output(&line, foreign.to_string().as_bytes());
+    let made = made.unwrap();
+    let said = String::from_utf8_lossy(&made.stderr);
+    assert!(!made.status.success());
+    assert!(said.contains("may only write its own node's"), "{said}");
+
     stage.apply(&[template()]);
     stage.apply(&[claimant("first")]);
     stage.wait_until_ready("first");
