@@ -5,7 +5,7 @@
 //! numbered anew then; the kubelet has its pods' claims prepared again.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -32,10 +32,10 @@ pub struct Device {
 #[derive(Clone, Debug)]
 pub struct Directory(PathBuf);
 
-/// A claim's uid that could be a path, or another claim's file.
+/// Why a claim's file is not as it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not what the API server makes.
+    /// Not what the API server makes: it could be a path, or name another claim's file.
     #[error("{0:?} is no uid of a claim")]
     Uid(String),
     /// The file cannot be written or removed.
@@ -104,14 +104,14 @@ fn name(uid: &str, device: &Device) -> String {
 }
 
 fn spec(uid: &str, devices: &[Device]) -> Value {
-    let node = |path: &Path| json!({ "path": path, "permissions": "rw" });
+    let node = |name: &str| json!({ "path": format!("/dev/vfio/{name}"), "permissions": "rw" });
     let device = |device: &Device| {
         // One variable each: of two of the same name a container would keep one.
         let variable = device.name.to_ascii_uppercase().replace('-', "_");
         json!({
             "name": name(uid, device),
             "containerEdits": {
-                "deviceNodes": [node(Path::new("/dev/vfio/vfio")), node(&PathBuf::from(format!("/dev/vfio/{}", device.group)))],
+                "deviceNodes": [node("vfio"), node(&device.group.to_string())],
                 "env": [format!("PCI_RESOURCE_{variable}={}", device.addresses.join(","))],
             },
         })
