@@ -224,7 +224,7 @@ fn loader(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(SIZE as u64));
     group.sample_size(20);
     group.bench_function("a kernel of 16 MiB", |bencher| {
-        bencher.iter(|| boot::load(&memory, &config, GuestAddress(0xe_0000)).unwrap());
+        bencher.iter(|| boot::load(&memory, &config, None, GuestAddress(0xe_0000)).unwrap());
     });
     group.finish();
 }

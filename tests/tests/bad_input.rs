@@ -142,6 +142,24 @@ fn an_initramfs_larger_than_ram() {
 }
 
 #[test]
+fn a_file_that_cannot_be_persistent_memory() {
+    let Some(bench) = Bench::new() else { return };
+    let (empty, large) = (bench.file("empty", b""), bench.file("large", b""));
+    let file = fs::File::options().write(true).open(&large).unwrap();
+    file.set_len(1 << 40).unwrap();
+    for (path, words) in [
+        (&*empty, ["empty is no regular file", "--pmem"]),
+        (&*large, ["at most 268435456", "--disk"]),
+        ("/dev/null", ["/dev/null is no regular file", "--pmem"]),
+        ("/nowhere", ["cannot map /nowhere", "No such file"]),
+        ("/tmp", ["cannot map /tmp", "directory"]),
+    ] {
+        bench.refuses(&["--pmem", path], FAILED, &words);
+    }
+    bench.ends();
+}
+
+#[test]
 fn sizes_that_no_vm_has() {
     let Some(bench) = Bench::new() else { return };
     for cpus in ["0", "10000", "-1", "two"] {

@@ -14,6 +14,7 @@ use orlop_proto::vmm::v1::{
     WaitRequest,
 };
 use orlop_testbed::containerd::ctr::Running;
+use sha2::{Digest as _, Sha256};
 
 #[test]
 fn a_debian_kernel_boots_from_its_elf_image() {
@@ -86,6 +87,29 @@ fn a_guest_boots_again_from_files_that_were_opened_for_its_vmm() {
         command.args(["--cmdline", COMMAND_LINE, "--disk", disk]);
         command
     });
+}
+
+#[test]
+fn a_guest_reads_a_file_as_persistent_memory_and_cannot_write_it() {
+    let Some(stage) = stage() else { return };
+    // By the memory map of either way of booting.
+    let script = "dd if=/dev/pmem0 bs=1000 count=6 iflag=fullblock 2>/dev/null | sha256sum; \
+                  tail -c +6001 /dev/pmem0 | tr -d '\\0' | wc -c; \
+                  dd if=/dev/zero of=/dev/pmem0 oflag=direct bs=4096 count=1 2>/dev/null; echo goes on; poweroff -f";
+    for kernel in [Kernel::Own, Kernel::OwnBzImage] {
+        let guest = Guest::new(kernel, script);
+        let file = guest.path("content");
+        let content: Vec<u8> = (0..6000_u32).map(|n| (n * n % 251) as u8).collect();
+        fs::write(&file, &content).unwrap();
+        let ended = guest.run(&["--pmem", &file.display().to_string()]);
+        assert_eq!(ended.status, 0, "{}", ended.error());
+        let digest = Sha256::digest(&content);
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let wanted = format!("{digest}  -\r\n0\r\ngoes on\r\n");
+        assert!(ended.output().contains(&wanted), "{ended:?}");
+        assert!(fs::read(&file).unwrap() == content, "it was written to");
+    }
+    stage.leaves_nothing();
 }
 
 /// A guest counts on its disk how often it has booted.

@@ -53,6 +53,7 @@ pub(super) fn load(memory: &GuestMemory, mut file: File, path: &Path) -> Result<
 /// Writes the zero page that the entry point finds in RSI.
 pub(super) fn write_zero_page(
     memory: &GuestMemory,
+    map: &[memory_map::Range],
     header: setup_header,
     initramfs: Option<Initramfs>,
     rsdp: GuestAddress,
@@ -71,8 +72,7 @@ pub(super) fn write_zero_page(
         params.hdr.ramdisk_image = initramfs.start.raw_value() as u32;
         params.hdr.ramdisk_size = initramfs.size as u32;
     }
-    let map = memory_map::of(memory);
-    for (entry, range) in params.e820_table.iter_mut().zip(&map) {
+    for (entry, range) in params.e820_table.iter_mut().zip(map) {
         *entry = boot_e820_entry {
             addr: range.start,
             size: range.size,

@@ -69,12 +69,12 @@ fn header() -> setup_header {
 /// Writes the start info that the entry point finds in EBX.
 pub(super) fn write_start_info(
     memory: &GuestMemory,
+    map: &[memory_map::Range],
     initramfs: Option<Initramfs>,
     rsdp: GuestAddress,
 ) -> Result<(), Error> {
-    let map = memory_map::of(memory);
     let mut at = layout::PVH_MEMORY_MAP;
-    for range in &map {
+    for range in map {
         let entry = hvm_memmap_table_entry {
             addr: range.start,
             size: range.size,

@@ -1,5 +1,7 @@
 //! What the guest is told of its address space, in the numbers that e820 and PVH share.
 
+use std::ops;
+
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::arch::x86_64::layout;
@@ -13,6 +15,8 @@ pub enum RangeKind {
     Ram = 1,
     /// Not to be touched.
     Reserved = 2,
+    /// Persistent memory that no table describes: not ACPI's, but what Linux calls `E820_TYPE_PRAM`.
+    Persistent = 12,
 }
 
 /// A part of the address space.
@@ -26,8 +30,8 @@ pub struct Range {
     pub kind: RangeKind,
 }
 
-/// The memory map: all RAM but the PC's area below 1 MiB, and the ECAM, which Linux wants to see reserved.
-pub fn of(memory: &GuestMemory) -> Vec<Range> {
+/// The memory map: all RAM but the PC's area below 1 MiB, the ECAM, which Linux wants to see reserved, and persistent memory if there is any.
+pub fn of(memory: &GuestMemory, rom: Option<ops::Range<u64>>) -> Vec<Range> {
     let low = Range {
         start: 0,
         size: layout::LOW_RAM_END,
@@ -56,6 +60,11 @@ pub fn of(memory: &GuestMemory) -> Vec<Range> {
         }
     }
     map.push(ecam);
+    map.extend(rom.map(|rom| Range {
+        start: rom.start,
+        size: rom.end.saturating_sub(rom.start),
+        kind: RangeKind::Persistent,
+    }));
     map.sort_by_key(|range| range.start);
     map
 }
@@ -69,7 +78,8 @@ mod tests {
     fn the_map_neither_overlaps_nor_shows_the_hole_as_ram() {
         let ranges = [(GuestAddress(0), 3 << 30), (GuestAddress(4 << 30), 1 << 30)];
         let memory = crate::memory::anonymous(&ranges).unwrap();
-        let map = of(&memory);
+        let rom = layout::ROM_START..layout::ROM_START + layout::ROM_SIZE;
+        let map = of(&memory, Some(rom));
         for pair in map.windows(2) {
             assert!(pair[0].start + pair[0].size <= pair[1].start, "{pair:x?}");
         }
@@ -83,10 +93,6 @@ mod tests {
             (4 << 30) - (layout::HIGH_RAM_START - layout::LOW_RAM_END)
         );
         let in_hole = |r: &&Range| r.start >= layout::HOLE_START && r.start < layout::HOLE_END;
-        assert!(
-            map.iter()
-                .filter(in_hole)
-                .all(|r| r.kind == RangeKind::Reserved)
-        );
+        assert!(map.iter().filter(in_hole).all(|r| r.kind != RangeKind::Ram));
     }
 }

@@ -10,10 +10,10 @@ mod image_file;
 mod memory_map;
 
 use std::fs::File;
-use std::io::{ErrorKind, Read, Seek};
+use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use orlop_proto::files;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use self::image_file::ImageFile;
@@ -98,13 +98,15 @@ pub struct Initramfs {
     pub size: u64,
 }
 
-/// Loads kernel, initramfs and command line, and says how the kernel is to be entered. `rsdp` is where the ACPI tables begin.
+/// Loads kernel, initramfs and command line, and says how the kernel is to be entered. `rom` is where the guest finds persistent memory, if it does,
+/// `rsdp` where the ACPI tables begin.
 ///
 /// # Errors
 /// A line that says which file is wrong, how, and what to do.
 pub fn load(
     memory: &GuestMemory,
     config: &KernelConfig,
+    rom: Option<Range<u64>>,
     rsdp: GuestAddress,
 ) -> Result<Entry, Error> {
     write_cmdline(memory, &config.cmdline)?;
@@ -119,13 +121,14 @@ pub fn load(
         None => None,
     };
     huge_pages::want_for_linux(memory, initramfs);
+    let map = memory_map::of(memory, rom);
     match loaded.how {
         How::Pvh(entry) => {
-            elf::write_start_info(memory, initramfs, rsdp)?;
+            elf::write_start_info(memory, &map, initramfs, rsdp)?;
             Ok(Entry::Pvh(entry))
         }
         How::Linux64(entry, header) => {
-            bzimage::write_zero_page(memory, header, initramfs, rsdp, config.cmdline.len())?;
+            bzimage::write_zero_page(memory, &map, header, initramfs, rsdp, config.cmdline.len())?;
             regs::write_long_mode_tables(memory)?;
             Ok(Entry::Linux64(entry))
         }
@@ -179,20 +182,8 @@ impl Format {
     }
 }
 
-/// The file, from its first byte on: a VM that boots again reads what was handed over once more.
 fn open(what: &'static str, file: &HostFile) -> Result<File, Error> {
-    let open = || {
-        let mut open = match file {
-            HostFile::Path(path) => File::open(path)?,
-            HostFile::Given(number) => File::from(files::copy(*number)?),
-        };
-        if open.metadata()?.is_dir() {
-            return Err(ErrorKind::IsADirectory.into());
-        }
-        open.rewind()?;
-        Ok(open)
-    };
-    open().map_err(|source| Error::Read {
+    file.open().map_err(|source| Error::Read {
         what,
         path: file.name(),
         source,

@@ -14,7 +14,7 @@ fn boot(kernel: &[u8]) -> String {
         initramfs: None,
         cmdline: String::new(),
     };
-    load(&memory(), &config, layout::ACPI)
+    load(&memory(), &config, None, layout::ACPI)
         .unwrap_err()
         .to_string()
 }
@@ -62,7 +62,7 @@ fn a_missing_kernel_and_a_directory_are_said_so() {
             initramfs: None,
             cmdline: String::new(),
         };
-        let error = load(&memory(), &config, layout::ACPI)
+        let error = load(&memory(), &config, None, layout::ACPI)
             .unwrap_err()
             .to_string();
         assert_eq!(error, format!("cannot read kernel {path}"));

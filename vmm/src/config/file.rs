@@ -1,8 +1,12 @@
 //! A file of the host's: by its path, or one that whoever started the VMM has opened for it.
 
+use std::fs::File;
+use std::io::{self, Seek as _};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+use orlop_proto::files;
 
 use super::ParseError;
 use super::parse::descriptor;
@@ -24,6 +28,22 @@ impl HostFile {
             HostFile::Given(number) => std::fs::read_link(format!("/proc/self/fd/{number}"))
                 .unwrap_or_else(|_| format!("fd={number}").into()),
         }
+    }
+
+    /// The file, from its first byte on: a VM that boots again reads what was handed over once more.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or is a directory.
+    pub fn open(&self) -> io::Result<File> {
+        let mut open = match self {
+            HostFile::Path(path) => File::open(path)?,
+            HostFile::Given(number) => File::from(files::copy(*number)?),
+        };
+        if open.metadata()?.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        open.rewind()?;
+        Ok(open)
     }
 
     /// The descriptor, if it is open already.

@@ -33,6 +33,8 @@ pub struct VmConfig {
     pub vcpus: CpusConfig,
     /// How much memory it has.
     pub memory: MemoryConfig,
+    /// A file that its guest reads as persistent memory, if any.
+    pub pmem: Option<HostFile>,
     /// Its disks, in the order of their PCI addresses.
     pub disks: Vec<DiskConfig>,
     /// Its network devices, in the order of their PCI addresses, behind the disks.
@@ -82,8 +84,12 @@ pub struct KernelConfig {
 }
 
 /// The command line of a VM whose user gave none: quick to boot, with the console on the serial port.
+///
+/// `percpu_alloc=page`: else each processor's memory of its own is had in pieces of 2 MiB, and where a second is needed, as it is for few devices, the account
+/// of whose control groups it belongs to takes 4 MiB.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux \
-     i8042.dumbkbd swiotlb=noforce cryptomgr.notests tsc=reliable random.trust_cpu=1";
+     i8042.dumbkbd swiotlb=noforce cryptomgr.notests tsc=reliable random.trust_cpu=1 \
+     percpu_alloc=page";
 
 /// What [`DEFAULT_CMDLINE`] goes on with for a VM whose memory may grow: what comes is used, for what can be moved out of it again.
 pub const MOVABLE_MEMORY: &str = " memhp_default_state=online_movable";

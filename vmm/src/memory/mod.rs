@@ -8,6 +8,7 @@ pub mod own_heap;
 mod place;
 pub mod pluggable;
 mod region;
+pub mod rom;
 pub mod slots;
 mod view;
 

@@ -5,6 +5,7 @@
 //! host's pages are: 1,800 of the 8,800 that a small guest's boot took.
 
 use std::ffi::c_void;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::ptr::{self, NonNull};
@@ -12,7 +13,7 @@ use std::ptr::{self, NonNull};
 use vm_memory::FileOffset;
 
 /// The size of a huge page.
-const HUGE: usize = 2 << 20;
+pub(super) const HUGE: usize = 2 << 20;
 
 /// A range of this process's addresses, and what is mapped there. Both go when it is dropped.
 #[derive(Debug)]
@@ -51,6 +52,27 @@ impl Place {
         };
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
+        }
+        Ok(place)
+    }
+
+    /// Maps `len` bytes that can be read and nothing else: the first `size` of a file, and zeros behind it.
+    ///
+    /// # Errors
+    /// What `mmap` says.
+    pub(super) fn map_to_read(len: usize, file: &File, size: usize) -> io::Result<Self> {
+        let place = Self::reserve(len)?;
+        for (len, flags, fd) in [
+            (len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+            (size.min(len), libc::MAP_SHARED, file.as_raw_fd()),
+        ] {
+            let flags = flags | libc::MAP_NORESERVE | libc::MAP_FIXED;
+            // SAFETY: it takes the place of a reservation that is ours alone and that nobody has looked into.
+            let mapped =
+                unsafe { libc::mmap(place.start.as_ptr(), len, libc::PROT_READ, flags, fd, 0) };
+            if mapped == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
         }
         Ok(place)
     }
@@ -101,6 +123,11 @@ impl Place {
     /// Where it begins.
     pub(super) fn start(&self) -> *mut u8 {
         self.start.as_ptr().cast()
+    }
+
+    /// How long it is, in bytes.
+    pub(super) fn len(&self) -> usize {
+        self.len
     }
 }
 

@@ -35,6 +35,7 @@ use crate::devices::virtio::net::{self, Net, Vhost};
 use crate::devices::virtio::{self, GuestMemory, rng::Rng, vsock::Vsock};
 use crate::irq::{Lines, Routes};
 use crate::memory::pluggable::{self, Blocks};
+use crate::memory::rom::Rom;
 use crate::memory::slots::Slots;
 use crate::memory::{self, Region, Sharing};
 use crate::pci::{DeviceNumber, Released};
@@ -54,14 +55,18 @@ impl Vm {
         let room64 = resting.chain(&given).map(Idle::room64);
         let room64 = room64.fold(0, u64::saturating_add);
         let pluggable = plug_nothing(config, &mut self.pluggable)?;
+        let rom = read_only(config, &mut self.rom)?;
         // A kernel that cannot be loaded ends it here, before anybody is connected to: it must not cost a backend its only client.
-        let (vm, loaded) = both(|| create_vm(&kvm), || load(config, pluggable, room64))?;
+        let (vm, loaded) = both(|| create_vm(&kvm), || load(config, pluggable, rom, room64))?;
         let Loaded {
             ram,
             entry,
             window64,
         } = loaded;
         memory::register(&vm, &ram)?;
+        if let Some(rom) = rom {
+            rom.register(&vm, rom_slot(&ram))?;
+        }
         let routes = interrupt_controllers(&vm)?;
 
         let front = match &mut self.front {
@@ -137,7 +142,20 @@ fn plug_nothing<'r>(
     Ok(Some(region))
 }
 
-fn load(config: &VmConfig, pluggable: Option<&Arc<Region>>, room64: u64) -> Result<Loaded, Error> {
+/// The file that the guest reads as persistent memory, if there is one. It stays mapped when the guest resets itself.
+fn read_only<'r>(config: &VmConfig, place: &'r mut Option<Rom>) -> Result<Option<&'r Rom>, Error> {
+    if let (None, Some(file)) = (&place, &config.pmem) {
+        *place = Some(Rom::map(file)?);
+    }
+    Ok(place.as_ref())
+}
+
+fn load(
+    config: &VmConfig,
+    pluggable: Option<&Arc<Region>>,
+    rom: Option<&Rom>,
+    room64: u64,
+) -> Result<Loaded, Error> {
     let ram = memory::map(config.memory.size, sharing(config))?;
     let end = pluggable.map_or(ram.last_addr(), |region| region.last_addr());
     let window64 = pci_window64(end, room64);
@@ -149,7 +167,7 @@ fn load(config: &VmConfig, pluggable: Option<&Arc<Region>>, room64: u64) -> Resu
         interrupt_lines: has_lines(config),
     };
     let rsdp = acpi::write(&ram, machine)?;
-    let entry = boot::load(&ram, &config.kernel, rsdp)?;
+    let entry = boot::load(&ram, &config.kernel, rom.map(Rom::range), rsdp)?;
     // What is not RAM when the guest boots comes last: nobody takes it for RAM.
     let ram = match pluggable {
         Some(region) => Arc::new(memory::with(&ram, region)?),
@@ -424,12 +442,17 @@ fn ground(
     routes: &Arc<Routes>,
     config: &VmConfig,
 ) -> Arc<Ground> {
-    // KVM knows RAM by the numbers below.
-    let slots = Slots::from(u32::try_from(ram.num_regions()).unwrap_or(u32::MAX));
+    // KVM knows RAM, and the file that the guest reads, by the numbers up to there.
+    let slots = Slots::from(rom_slot(ram).saturating_add(1));
     let lines = has_lines(config).then(|| routes.clone() as Arc<dyn Lines>);
     let (vm, ram) = (vm.clone(), ram.clone());
     let ground = Ground::new(vm, ram, Arc::new(slots), routes.clone(), lines);
     Arc::new(ground)
+}
+
+/// The number by which KVM knows the file that the guest reads as persistent memory: the first behind those of RAM.
+fn rom_slot(ram: &GuestMemory) -> u32 {
+    u32::try_from(ram.num_regions()).unwrap_or(u32::MAX)
 }
 
 /// Whether the guest's firmware tells of interrupt lines: devices of ours have none, and a table of them costs time at boot.

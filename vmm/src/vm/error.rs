@@ -20,6 +20,9 @@ pub enum Error {
     /// RAM.
     #[error(transparent)]
     Memory(#[from] memory::Error),
+    /// The file of `--pmem`.
+    #[error(transparent)]
+    Rom(#[from] memory::rom::Error),
     /// Kernel, initramfs, command line.
     #[error(transparent)]
     Boot(#[from] boot::Error),

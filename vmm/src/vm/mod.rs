@@ -43,6 +43,7 @@ use crate::devices::console::output::Writer;
 use crate::devices::vfio::Passage;
 use crate::devices::virtio::balloon::{self, Balloon};
 use crate::devices::virtio::mem::{self, Mem};
+use crate::memory::rom::Rom;
 use crate::memory::{Region, own_code, own_heap};
 use crate::socket::{self, Unlink};
 use crate::state::StateDirectory;
@@ -72,6 +73,7 @@ pub fn run(
         ready: Some(Box::new(ready)),
         life: 0,
         pluggable: None,
+        rom: None,
         passage,
         front: None,
         paths: Vec::new(),
@@ -105,6 +107,8 @@ struct Vm {
     life: Life,
     /// The memory that comes and goes, if any may.
     pluggable: Option<Arc<Region>>,
+    /// The file that the guest reads as persistent memory, once it is mapped.
+    rom: Option<Rom>,
     /// By which it gets devices of the host's.
     passage: Passage,
     /// Opened in the first life, when its kernel has been loaded: one that cannot be leaves nothing behind.

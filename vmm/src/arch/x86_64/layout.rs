@@ -7,6 +7,7 @@
 //! 0x0010_0000  RAM: kernel from 16 MiB on, initramfs at the end
 //! 0xc000_0000  32-bit hole: PCI BARs
 //! 0xe000_0000    PCI configuration space (ECAM), bus 0
+//! 0xe800_0000    a file to read, as persistent memory
 //! 0xfec0_0000    IOAPIC
 //! 0xfee0_0000    local APICs
 //! 0xfffb_d000    TSS that KVM asks for (three pages)
@@ -56,6 +57,10 @@ pub const PCI_WINDOW_SIZE: u64 = ECAM_START - PCI_WINDOW_START;
 pub const ECAM_START: u64 = 0xe000_0000;
 /// Bus 0 alone: 32 devices of 8 functions.
 pub const ECAM_SIZE: u64 = 32 * 8 * 4096;
+/// Where [`memory::rom`](crate::memory::rom) lies: a section of Linux' memory map (128 MiB) has no other memory.
+pub const ROM_START: u64 = 0xe800_0000;
+/// The room that it has.
+pub const ROM_SIZE: u64 = 256 << 20;
 /// The IOAPIC's registers.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// The local APICs' registers.

@@ -48,9 +48,13 @@ pub struct Arguments {
     /// The initramfs [default with --image: as for the kernel]
     #[arg(long, value_name = "FILE|fd=N")]
     pub(crate) initramfs: Option<HostFile>,
+    /// A file that the guest reads as persistent memory, /dev/pmem0: all VMs with the same file have its pages once, which are the host's, and none of
+    /// their memory is used for it
+    #[arg(long, value_name = "FILE|fd=N")]
+    pub(crate) pmem: Option<HostFile>,
     /// The kernel's whole command line, in place of one that boots quickly and names the console
     #[arg(long, value_name = "STRING")]
-    cmdline: Option<String>,
+    pub(crate) cmdline: Option<String>,
     /// Processors; with max, `orlop resize` can change how many they are
     #[arg(long, value_name = "N[,max=N]", default_value = "1")]
     cpus: CpusConfig,
@@ -118,8 +122,15 @@ pub struct Arguments {
 }
 
 impl Arguments {
+    /// What the guest's kernel is told.
+    pub(crate) fn cmdline(&self) -> String {
+        let default = || default_cmdline(self.console_device, self.memory);
+        self.cmdline.clone().unwrap_or_else(default)
+    }
+
     /// The VM, still without shared directories.
     fn into_config(self) -> anyhow::Result<VmConfig> {
+        let cmdline = self.cmdline();
         let name = match self.name {
             Some(name) => name,
             None => format!("vm-{}", std::process::id()).parse()?,
@@ -129,13 +140,16 @@ impl Arguments {
             TapConfig::Named(..) => &[],
         });
         let files = self.disks.iter().map(|disk| &disk.file);
-        let files = files.chain(&self.kernel).chain(&self.initramfs);
+        let files = files
+            .chain(&self.kernel)
+            .chain(&self.initramfs)
+            .chain(&self.pmem);
         let mut seen = BTreeSet::new();
         for fd in taps.copied().chain(files.filter_map(HostFile::given)) {
             // Cards would take each other's packets; disks would share a lock.
             anyhow::ensure!(
                 seen.insert(fd),
-                "descriptor {fd} is given twice: each --kernel, --initramfs, --net and --disk has descriptors of its own"
+                "descriptor {fd} is given twice: each --kernel, --initramfs, --pmem, --net and --disk has descriptors of its own"
             );
         }
         let mut tags = BTreeSet::new();
@@ -188,12 +202,11 @@ impl Arguments {
                     .kernel
                     .ok_or_else(|| anyhow::anyhow!("no kernel is given: give one with --kernel"))?,
                 initramfs: self.initramfs,
-                cmdline: self
-                    .cmdline
-                    .unwrap_or_else(|| default_cmdline(self.console_device, self.memory)),
+                cmdline,
             },
             vcpus: self.cpus,
             memory: self.memory,
+            pmem: self.pmem,
             disks: self.disks,
             nets: self.nets,
             console,
