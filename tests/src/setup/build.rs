@@ -57,9 +57,15 @@ pub fn agent() -> PathBuf {
 /// When they do not compile.
 pub fn programs() -> Result<()> {
     step("building orlop, containerd-shim-orlop-v2, orlop-node and orlop-image");
+    // All but the agent, which is of a profile of its own.
     run(program_command(&[
         "--release",
-        "--bins",
+        "--bin=orlop",
+        "--bin=containerd-shim-orlop-v2",
+        "--bin=orlop-node",
+        "--bin=orlop-image",
+        "--bin=orlop-boot-mark",
+        "--bin=orlop-story-peer",
         "--package=orlop-vmm",
         "--package=orlop-shim",
         "--package=orlop-node",
