@@ -244,7 +244,7 @@ done
 here=$(cd "$(dirname "$0")" && pwd -P)
 base=$root/opt/orlop config=$root/etc/orlop/config.toml links=$root/usr/local/bin new=$root/opt/orlop/.new.$$
 programs="orlop containerd-shim-orlop-v2"
-files="install.sh bin/orlop bin/orlop-node bin/containerd-shim-orlop-v2 bin/virtiofsd share/vmlinux share/initramfs.cpio share/initramfs-debian.cpio share/config.toml"
+files="install.sh bin/orlop bin/orlop-node bin/containerd-shim-orlop-v2 bin/virtiofsd share/vmlinux share/agent.erofs share/initramfs.cpio share/initramfs-debian.cpio share/config.toml"
 if [ -z "$dry" ]; then
   [ "$(id -u)" = 0 ] || die "this is for root: try sudo $0"
   must mkdir -p "$root/opt"

@@ -135,10 +135,10 @@ impl Stage {
     }
 
     fn set_orlop(&self) -> Result<()> {
-        let initramfs = self.workplace.path("agent");
-        fs::copy(Cache::open()?.own_initramfs(), &initramfs).context("Orlop's initramfs")?;
+        let image = self.workplace.path("agent");
+        fs::copy(Cache::open()?.own_image(), &image).context("Orlop's image")?;
         let config = format!(
-            "kernel = {:?}\ninitramfs = {initramfs:?}\nboot_timeout = 240\n",
+            "kernel = {:?}\nimage = {image:?}\nboot_timeout = 240\n",
             self.workplace.kernel()
         );
         fs::write(self.config(), config)?;

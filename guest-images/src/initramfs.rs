@@ -22,25 +22,39 @@ pub enum Signatures {
     Keep,
 }
 
-/// Why there is no initramfs.
+/// Why a file is not one that a guest could start with.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file could not be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The agent would not start as a guest's first process.
+pub enum NoAgent {
+    /// It could not be read.
+    #[error(transparent)]
+    Read(#[from] Unreadable),
+    /// It would not start as a guest's first process.
     #[error("{}: {why}", path.display())]
-    Agent {
+    Kind {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         why: &'static str,
     },
+}
+
+/// A file that could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {}: {source}", path.display())]
+pub struct Unreadable {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Why there is no initramfs.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The agent would not start.
+    #[error(transparent)]
+    Agent(#[from] NoAgent),
+    /// A module could not be read.
+    #[error(transparent)]
+    Read(#[from] Unreadable),
     /// A module is missing.
     #[error(transparent)]
     Modules(#[from] modules::Error),
@@ -59,11 +73,7 @@ pub fn build(
     signatures: Signatures,
     out: impl Write,
 ) -> Result<(), Error> {
-    let binary = read(agent)?;
-    check_agent(&binary).map_err(|why| Error::Agent {
-        path: agent.to_owned(),
-        why,
-    })?;
+    let binary = read_agent(agent)?;
     let modules = modules
         .map(|directory| modules::resolve(directory, &modules::GUEST))
         .transpose()?;
@@ -92,8 +102,20 @@ pub fn build(
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(|source| Error::Read {
+/// The agent's binary, if it is one that a guest can start with.
+pub(crate) fn read_agent(path: &Path) -> Result<Vec<u8>, NoAgent> {
+    let binary = read(path)?;
+    match check_agent(&binary) {
+        Ok(()) => Ok(binary),
+        Err(why) => Err(NoAgent::Kind {
+            path: path.to_owned(),
+            why,
+        }),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Unreadable> {
+    fs::read(path).map_err(|source| Unreadable {
         path: path.to_owned(),
         source,
     })
@@ -126,19 +148,27 @@ fn check_agent(binary: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// What looks like an executable whose one segment is of this type.
+#[cfg(test)]
+fn elf(segment: u32) -> Vec<u8> {
+    let mut file = vec![0; 64 + 56];
+    file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    file[32] = 64;
+    file[54] = 56;
+    file[56] = 1;
+    file[64..68].copy_from_slice(&segment.to_le_bytes());
+    file
+}
+
+/// What looks like one that needs no dynamic loader.
+#[cfg(test)]
+pub(crate) fn executable() -> Vec<u8> {
+    elf(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn elf(segment: u32) -> Vec<u8> {
-        let mut file = vec![0; 64 + 56];
-        file[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        file[32] = 64;
-        file[54] = 56;
-        file[56] = 1;
-        file[64..68].copy_from_slice(&segment.to_le_bytes());
-        file
-    }
 
     fn kernel_modules() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();

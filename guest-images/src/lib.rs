@@ -6,6 +6,7 @@
 //! - [`kernel`] builds a kernel of our own, which needs no modules, from Linux' sources;
 //! - [`cpio`] writes the archive format that the kernel unpacks at boot;
 //! - [`initramfs`] puts the agent and the modules together;
+//! - [`image`] makes a file system of the agent that guests without modules have in persistent memory;
 //! - [`noise`] makes the bytes that tests send through a guest's devices.
 //!
 //! The agent itself, which runs inside the guest, is the binary `orlop-agent` of this crate. `orlop-story-peer` is what tests have there.
@@ -14,6 +15,7 @@ pub mod boot_mark;
 pub mod bzimage;
 pub mod cpio;
 mod elf;
+pub mod image;
 pub mod initramfs;
 pub mod kernel;
 pub mod modules;

@@ -35,6 +35,9 @@ pub mod agent {
     pub const STREAM_PORT: u32 = 1025;
     /// The vsock port of connections to ports of the guest's loopback.
     pub const FORWARD_PORT: u32 = 1026;
+    /// What the guest's kernel is told if the agent is in persistent memory: in which it finds an EROFS, whose files are mapped where they lie.
+    pub const IMAGE_CMDLINE: &str =
+        "root=/dev/pmem0 rootfstype=erofs rootflags=dax=always ro init=/init";
     /// The tag of the virtio-fs that holds the pod's bundles.
     pub const SHARE_TAG: &str = "orlop";
     /// Where the agent mounts it.

@@ -14,6 +14,8 @@ use crate::spec::Restricted;
 
 /// The variable that names another file.
 pub const CONFIG_VARIABLE: &str = "ORLOP_CONFIG";
+/// Where a package has the image.
+const IMAGE: &str = "/usr/share/orlop/agent.erofs";
 const CONFIG_FILE: &str = "/etc/orlop/config.toml";
 
 /// What a pod's VM is made of, and where its state is kept.
@@ -24,7 +26,11 @@ pub struct Config {
     pub vmm: PathBuf,
     /// The guest's kernel. Default: that of the shim's own release, else `/usr/share/orlop/vmlinux`.
     pub kernel: PathBuf,
-    /// The guest's initramfs, which holds the agent. Default: that of the shim's own release, else `/usr/share/orlop/initramfs.cpio`.
+    /// A file system that holds the agent, for `kernel`; all guests share its pages. Default: that of the shim's own release, else
+    /// `/usr/share/orlop/agent.erofs`, if it is there and neither `kernel` nor `initramfs` is said.
+    pub image: Option<PathBuf>,
+    /// The guest's initramfs, which holds the agent: where there is no image, and for kernels that pods bring along. Default: that of the shim's own
+    /// release, else `/usr/share/orlop/initramfs.cpio`.
     pub initramfs: PathBuf,
     /// The virtio-fs daemon. Default: that of the shim's own release, else `/usr/libexec/virtiofsd`, else `virtiofsd` in PATH.
     pub virtiofsd: PathBuf,
@@ -55,13 +61,14 @@ impl Default for Config {
         Self {
             vmm: PathBuf::from("orlop"),
             kernel: PathBuf::from("/usr/share/orlop/vmlinux"),
+            image: None,
             initramfs: PathBuf::from("/usr/share/orlop/initramfs.cpio"),
             virtiofsd: PathBuf::from("virtiofsd"),
             state: PathBuf::from("/run/orlop"),
             logs: PathBuf::from("/var/log/orlop"),
             vcpus: 1,
             memory: MemorySize::of_mib(256),
-            guest_memory: MemorySize::of_mib(64),
+            guest_memory: MemorySize::of_mib(36),
             max_vcpus: None,
             max_memory: None,
             allow_annotations: Vec::new(),
@@ -167,6 +174,13 @@ impl Config {
         let release = programs.and_then(Path::parent);
         let packaged = Path::new("/usr/libexec/virtiofsd");
         let usual = Self::default();
+        // It goes with the kernel and the agent that it was built with.
+        if self.image.is_none() && self.kernel == usual.kernel && self.initramfs == usual.initramfs
+        {
+            let of_release = release.map(|at| at.join("share/agent.erofs"));
+            let places = of_release.into_iter().chain([PathBuf::from(IMAGE)]);
+            self.image = places.into_iter().find(|place| place.exists());
+        }
         for (path, usual, places) in [
             (
                 &mut self.vmm,
@@ -222,7 +236,7 @@ impl Config {
             return wrong("max_vcpus", &most, "at least `vcpus`, and at most 254");
         }
         if !(LEAST_MEMORY..=MOST_MEMORY).contains(&self.memory) {
-            return wrong("memory", &self.memory, "64M to 1T");
+            return wrong("memory", &self.memory, "48M to 1T");
         }
         if let Some(most) = self.max_memory
             && !(self.memory..=MOST_MEMORY).contains(&most)
@@ -299,6 +313,7 @@ mod tests {
             "bin/virtiofsd",
             "share/vmlinux",
             "share/initramfs.cpio",
+            "share/agent.erofs",
         ];
         for directory in ["bin", "share"] {
             std::fs::create_dir(release.path().join(directory)).unwrap();
@@ -313,6 +328,10 @@ mod tests {
         let found = [&config.vmm, &config.virtiofsd, &config.initramfs];
         let wanted = [files[0], files[1], files[3]].map(|file| release.path().join(file));
         assert_eq!(found, [&wanted[0], &wanted[1], &wanted[2]]);
+        // The image is for the release's own kernel.
+        assert_eq!(config.image, None);
+        let config = Config::default().resolve_for(Some(&shim)).unwrap();
+        assert_eq!(config.image, Some(release.path().join(files[4])));
 
         let elsewhere = Config::default().resolve_for(Some(Path::new("/nowhere/bin/shim")));
         assert_eq!(
@@ -333,7 +352,7 @@ mod tests {
         assert!(parse("state = \"run\"").is_err());
         assert!(parse("boot_timeout = 0").is_err());
         for (text, hint) in [
-            ("memory = \"16M\"", "memory is 16M; it must be 64M to 1T"),
+            ("memory = \"16M\"", "memory is 16M; it must be 48M to 1T"),
             ("vcpus = 4\nmax_vcpus = 2", "max_vcpus is 2"),
             ("max_vcpus = 255", "max_vcpus is 255"),
             ("max_memory = \"128M\"", "max_memory is 128M"),

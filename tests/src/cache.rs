@@ -15,6 +15,34 @@ pub struct Cache {
     root: PathBuf,
 }
 
+/// What a guest boots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestFiles {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// A file system with the agent, if the kernel has what it takes to run it from there.
+    pub image: Option<PathBuf>,
+    /// An initramfs with the agent.
+    pub initramfs: PathBuf,
+}
+
+impl GuestFiles {
+    /// The lines that name them in the configuration of Orlop.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let Self {
+            kernel,
+            image,
+            initramfs,
+        } = self;
+        let image = image.as_ref().map(|image| format!("image = {image:?}\n"));
+        format!(
+            "kernel = {kernel:?}\n{}initramfs = {initramfs:?}\n",
+            image.unwrap_or_default()
+        )
+    }
+}
+
 impl Cache {
     /// Finds the cache directory, and makes it if need be.
     ///
@@ -88,15 +116,34 @@ impl Cache {
         self.root.join("guest/vmlinux")
     }
 
-    /// What pods boot, a kernel and the initramfs that goes with it: our own where it was built, for it is what a release has and boots sooner;
-    /// else Debian's.
+    /// What pods boot: our own kernel where it was built, for it is what a release has and boots sooner; else Debian's.
     #[must_use]
-    pub fn pod_boots(&self) -> (PathBuf, PathBuf) {
+    pub fn pod_boots(&self) -> GuestFiles {
         let own = self.own_vmlinux();
         if own.is_file() {
-            (own, self.own_initramfs())
+            GuestFiles {
+                kernel: own,
+                image: self.own_kernel_takes_images().then(|| self.own_image()),
+                initramfs: self.own_initramfs(),
+            }
         } else {
-            (self.guest_vmlinux(), self.guest_initramfs())
+            self.debian_boots()
+        }
+    }
+
+    /// Whether our own kernel, as it was built last, can run the agent from persistent memory.
+    fn own_kernel_takes_images(&self) -> bool {
+        let config = std::fs::read_to_string(self.own_kernel().join("config"));
+        config.is_ok_and(|config| config.contains("CONFIG_X86_PMEM_LEGACY=y\n"))
+    }
+
+    /// What guests boot that have devices for which our own kernel has no drivers: Debian's kernel, with its modules.
+    #[must_use]
+    pub fn debian_boots(&self) -> GuestFiles {
+        GuestFiles {
+            kernel: self.guest_vmlinux(),
+            image: None,
+            initramfs: self.guest_initramfs(),
         }
     }
 
@@ -128,6 +175,12 @@ impl Cache {
     #[must_use]
     pub fn own_initramfs(&self) -> PathBuf {
         self.root.join("guest/initramfs-own.cpio")
+    }
+
+    /// The same agent in a file system, which those guests can have in persistent memory.
+    #[must_use]
+    pub fn own_image(&self) -> PathBuf {
+        self.root.join("guest/agent.erofs")
     }
 
     /// The initramfs that goes with Debian's kernel: the agent, and that kernel's modules.

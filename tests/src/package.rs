@@ -41,12 +41,15 @@ pub struct Member {
 pub fn run(output: Option<PathBuf>) -> Result<ExitCode> {
     let cache = Cache::open()?;
     debian::install(debian::VIRTIOFSD_BUILD)?;
+    debian::install(debian::GUEST_IMAGE)?;
     build::programs()?;
     build::virtiofsd(&cache)?;
     guest::kernel(&cache)?;
     guest::initramfs(&cache)?;
+    guest::image(&cache)?;
     let guest = Guest {
         kernel: own_kernel::build()?,
+        image: cache.own_image(),
         initramfs: cache.own_initramfs(),
         modular_initramfs: cache.guest_initramfs(),
     };
@@ -70,7 +73,9 @@ fn name(version: &str) -> String {
 pub struct Guest {
     /// The kernel of our own.
     pub kernel: PathBuf,
-    /// The initramfs that goes with it.
+    /// The image that goes with it.
+    pub image: PathBuf,
+    /// The same agent in an initramfs, for kernels that users bring along.
     pub initramfs: PathBuf,
     /// One for those who prefer Debian's kernel, with its modules: whose guests have devices that our own has no drivers for.
     pub modular_initramfs: PathBuf,
@@ -88,6 +93,7 @@ pub fn members(programs: &Path, virtiofsd: &Path, guest: &Guest) -> Vec<Member> 
         member("bin/orlop-node", PROGRAM, programs.join("orlop-node")),
         member("bin/virtiofsd", PROGRAM, virtiofsd.to_owned()),
         member("install.sh", PROGRAM, source.join("deploy/install.sh")),
+        member("share/agent.erofs", FILE, guest.image.clone()),
         member("share/config.toml", FILE, source.join("deploy/config.toml")),
         member(
             "share/initramfs-debian.cpio",
@@ -196,6 +202,7 @@ mod tests {
         fs::write(at("initramfs"), "").unwrap();
         let guest = Guest {
             kernel: at("kernel"),
+            image: at("initramfs"),
             initramfs: at("initramfs"),
             modular_initramfs: at("initramfs"),
         };
@@ -223,6 +230,7 @@ mod tests {
         let absent = Path::new("/nonexistent");
         let guest = Guest {
             kernel: absent.into(),
+            image: absent.into(),
             initramfs: absent.into(),
             modular_initramfs: absent.into(),
         };

@@ -19,7 +19,7 @@ fn a_kernel_that_is_missing() {
     let kernel = PathBuf::from("/nowhere/vmlinux");
     with_config(
         &stage,
-        |config| config.kernel = kernel,
+        |config| config.guest.kernel = kernel,
         || {
             fails_with(&stage, &["/nowhere/vmlinux"]);
             pod_fails_with(&stage, "/nowhere/vmlinux");
@@ -33,11 +33,11 @@ fn a_kernel_that_is_truncated() {
     let Some(stage) = stage() else { return };
     let directory = tempfile::tempdir_in(stage.node.directory()).unwrap();
     let kernel = directory.path().join("half-a-vmlinux");
-    let whole = fs::read(stage.node.orlop_config().unwrap().kernel).unwrap();
+    let whole = fs::read(stage.node.orlop_config().unwrap().guest.kernel).unwrap();
     fs::write(&kernel, &whole[..whole.len() / 2]).unwrap();
     with_config(
         &stage,
-        |config| config.kernel = kernel.clone(),
+        |config| config.guest.kernel = kernel.clone(),
         || {
             fails_with(&stage, &["half-a-vmlinux"]);
         },
@@ -51,13 +51,13 @@ fn a_kernel_of_another_architecture() {
     let Some(stage) = stage() else { return };
     let directory = tempfile::tempdir_in(stage.node.directory()).unwrap();
     let kernel = directory.path().join("arm-vmlinux");
-    let mut elf = fs::read(stage.node.orlop_config().unwrap().kernel).unwrap();
+    let mut elf = fs::read(stage.node.orlop_config().unwrap().guest.kernel).unwrap();
     // e_machine: 183 is EM_AARCH64.
     elf[18..20].copy_from_slice(&183_u16.to_le_bytes());
     fs::write(&kernel, elf).unwrap();
     with_config(
         &stage,
-        |config| config.kernel = kernel.clone(),
+        |config| config.guest.kernel = kernel.clone(),
         || {
             fails_with(&stage, &["arm-vmlinux"]);
         },
@@ -122,7 +122,10 @@ fn a_guest_without_an_agent_is_given_up() {
     let directory = tempfile::tempdir_in(stage.node.directory()).unwrap();
     let initramfs = directory.path().join("no-initramfs");
     fs::write(&initramfs, b"not a cpio archive").unwrap();
-    let change = |config: &mut OrlopConfig| config.initramfs = initramfs.clone();
+    let change = |config: &mut OrlopConfig| {
+        config.guest.image = None;
+        config.guest.initramfs.clone_from(&initramfs);
+    };
     with_config(&stage, change, || {
         let done = stage.run("true");
         assert_ne!(done.status, 0);

@@ -4,7 +4,7 @@ mod common;
 mod guest;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use guest::on_terminal::OnTerminal;
 use guest::{orlop, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use orlop_testbed::cache::Cache;
+use orlop_testbed::cache::{Cache, GuestFiles};
 use orlop_testbed::containerd::ctr::{Done, Running};
 use orlop_testbed::image;
 use orlop_testbed::setup::debian_image;
@@ -30,15 +30,15 @@ struct User {
 impl User {
     /// With Debian's kernel for guests.
     fn new() -> Self {
-        let cache = Cache::open().unwrap();
-        Self::with(&cache.guest_vmlinux(), &cache.guest_initramfs())
+        Self::with(&Cache::open().unwrap().debian_boots())
     }
 
-    fn with(kernel: &Path, initramfs: &Path) -> Self {
+    fn with(guest: &GuestFiles) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let virtiofsd = Cache::open().unwrap().virtiofsd();
         let config = format!(
-            "kernel = {kernel:?}\ninitramfs = {initramfs:?}\nvirtiofsd = {virtiofsd:?}\nboot_timeout = 240\n"
+            "{}virtiofsd = {virtiofsd:?}\nboot_timeout = 240\n",
+            guest.to_toml()
         );
         fs::write(directory.path().join("config.toml"), config).unwrap();
         fs::write(
@@ -108,8 +108,7 @@ fn a_command_of_an_image_has_its_streams_and_its_exit_status() {
 #[test]
 fn busybox_runs_in_a_guest_of_48_mib() {
     let Some(stage) = stage() else { return };
-    let cache = Cache::open().unwrap();
-    let user = User::with(&cache.own_vmlinux(), &cache.own_initramfs());
+    let user = User::with(&Cache::open().unwrap().pod_boots());
     let script = "sed -n 's/ *kB//; s/^MemAvailable: *//p' /proc/meminfo";
     let ended = user.run(&["--memory", "48M"], script, &[]);
     assert_eq!(ended.status, 0, "{}", ended.error());
@@ -202,8 +201,7 @@ fn debians_shell_and_tools_run_from_debians_packages() {
 #[test]
 fn a_guest_that_crashes_is_said_to_have_with_the_end_of_its_console() {
     let Some(stage) = stage() else { return };
-    let cache = Cache::open().unwrap();
-    let user = User::with(&cache.own_vmlinux(), &cache.own_initramfs());
+    let user = User::with(&Cache::open().unwrap().pod_boots());
     let cmdline = "console=ttyS0 quiet reboot=k panic=1 sysctl.vm.panic_on_oom=1";
     let greedy = "x=0123456789abcdef; while :; do x=$x$x; done";
     let ended = user.run(&["--memory", "128M", "--cmdline", cmdline], greedy, &[]);

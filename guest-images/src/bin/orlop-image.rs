@@ -1,4 +1,4 @@
-//! Makes the files that a guest boots from: `orlop-image vmlinux`, `orlop-image kernel` and `orlop-image initramfs`.
+//! Makes the files that a guest boots from: `orlop-image vmlinux`, `kernel`, `initramfs` and `image`.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use orlop_guest_images::bzimage;
+use orlop_guest_images::image;
 use orlop_guest_images::initramfs::{self, Signatures};
 use orlop_guest_images::kernel::{self, Build};
 
@@ -61,6 +62,15 @@ enum Command {
         #[arg(long)]
         keep_signatures: bool,
         /// Where the initramfs (a cpio archive) is written to
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Make a file system with the agent, for guests that have it in persistent memory; their kernel has all built in
+    Image {
+        /// The agent, linked statically
+        #[arg(long, value_name = "FILE")]
+        agent: PathBuf,
+        /// Where the image (an EROFS) is written to
         #[arg(long, value_name = "FILE")]
         output: PathBuf,
     },
@@ -132,6 +142,9 @@ fn run(command: Command) -> anyhow::Result<()> {
                 Signatures::Drop
             };
             initramfs::build(&agent, modules.as_deref(), signatures, out).map_err(Into::into)
+        }),
+        Command::Image { agent, output } => write_whole(&output, |file| {
+            image::build(&agent, file).map_err(Into::into)
         }),
     }
 }

@@ -19,6 +19,7 @@ use orlop_proto::connect;
 use tokio::time::Instant;
 
 use super::Pod;
+use super::agent_file::AgentFile;
 use super::output::Output;
 use super::shape::Shape;
 use super::state::sockets;
@@ -27,9 +28,11 @@ use crate::logging::phase;
 use crate::network::{Card, NetworkError};
 use crate::process::spawn::{INHERITED_FD, Running};
 
-/// What every guest's kernel is told; DESIGN of the boot: nothing is probed that a VM does not have.
+/// What every guest's kernel is told: nothing is probed that a VM does not have, and each processor's memory of its own is had page by page (else a
+/// second piece of it costs 4 MiB).
 const CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux \
-    i8042.dumbkbd swiotlb=noforce cryptomgr.notests tsc=reliable random.trust_cpu=1";
+    i8042.dumbkbd swiotlb=noforce cryptomgr.notests tsc=reliable random.trust_cpu=1 \
+    percpu_alloc=page";
 
 /// Memory that comes is used, and for what can be moved out of it again.
 const MOVABLE_MEMORY: &str = " memhp_default_state=online_movable";
@@ -264,7 +267,12 @@ async fn start_vmm(
     let config = &pod.config;
     let annotations = pod.annotations();
     let (vcpus, memory) = shape.arguments();
+    let agent = AgentFile::of(config, annotations.kernel.is_some());
+    let (flag, file) = agent.argument();
     let mut cmdline = CMDLINE.to_owned();
+    if let Some(more) = agent.cmdline() {
+        cmdline = format!("{cmdline} {more}");
+    }
     if shape.may_have_more_memory() {
         cmdline.push_str(MOVABLE_MEMORY);
     }
@@ -281,8 +289,8 @@ async fn start_vmm(
         .args(["--name", &pod.id])
         .arg("--kernel")
         .arg(annotations.kernel.as_ref().unwrap_or(&config.kernel))
-        .arg("--initramfs")
-        .arg(&config.initramfs)
+        .arg(flag)
+        .arg(file)
         .args(["--cmdline", &cmdline])
         .args(["--cpus", &vcpus])
         .args(["--memory", &memory])

@@ -11,6 +11,7 @@
 //!      the first container failed
 //! ```
 
+mod agent_file;
 mod boot;
 mod control;
 mod demand;

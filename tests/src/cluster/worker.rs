@@ -78,8 +78,7 @@ pub fn run(files: &Files) -> Result<ExitCode> {
     // Our own kernel has drivers for a VM's own devices only; pods that are given others have Debian's.
     let cache = Cache::open()?;
     let config = OrlopConfig {
-        kernel: cache.guest_vmlinux(),
-        initramfs: cache.guest_initramfs(),
+        guest: cache.debian_boots(),
         ..config
     };
     node.write_orlop_config_to(&node.large_config(), &config)?;

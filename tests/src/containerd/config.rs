@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::{CRUN_HANDLER, HANDLER, LARGE_HANDLER, Node, RUNTIME, Sandboxer};
+use crate::cache::GuestFiles;
 use crate::image;
 
 /// The configuration of Orlop's shims.
@@ -13,10 +14,8 @@ use crate::image;
 pub struct OrlopConfig {
     /// The VMM.
     pub vmm: PathBuf,
-    /// The guests' kernel.
-    pub kernel: PathBuf,
-    /// The guests' initramfs.
-    pub initramfs: PathBuf,
+    /// What guests boot.
+    pub guest: GuestFiles,
     /// The program that shares directories with a guest.
     pub virtiofsd: PathBuf,
     /// The shims' state directory.
@@ -36,10 +35,9 @@ pub struct OrlopConfig {
 impl OrlopConfig {
     pub(super) fn to_toml(&self) -> String {
         format!(
-            "vmm = {:?}\nkernel = {:?}\ninitramfs = {:?}\nvirtiofsd = {:?}\nstate = {:?}\nmemory = {:?}\nvcpus = {}\nboot_timeout = {}\nlogs = {:?}\n{}\n",
+            "vmm = {:?}\n{}virtiofsd = {:?}\nstate = {:?}\nmemory = {:?}\nvcpus = {}\nboot_timeout = {}\nlogs = {:?}\n{}\n",
             self.vmm,
-            self.kernel,
-            self.initramfs,
+            self.guest.to_toml(),
             self.virtiofsd,
             self.state,
             self.memory,

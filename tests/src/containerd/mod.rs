@@ -180,11 +180,9 @@ impl Node {
     /// When there is no cache.
     pub fn orlop_config(&self) -> Result<OrlopConfig> {
         let cache = Cache::open()?;
-        let (kernel, initramfs) = cache.pod_boots();
         Ok(OrlopConfig {
             vmm: build::programs_directory().join("orlop"),
-            kernel,
-            initramfs,
+            guest: cache.pod_boots(),
             virtiofsd: cache.virtiofsd(),
             state: self.orlop_state(),
             memory: "256M".into(),

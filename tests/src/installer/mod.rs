@@ -131,6 +131,7 @@ impl Node {
         fs::write(parts.join("initramfs.cpio"), version).unwrap();
         let guest = package::Guest {
             kernel: parts.join("vmlinux"),
+            image: parts.join("initramfs.cpio"),
             initramfs: parts.join("initramfs.cpio"),
             modular_initramfs: parts.join("initramfs.cpio"),
         };

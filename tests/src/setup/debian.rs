@@ -33,6 +33,9 @@ pub const CONTAINERS: &[Package] = &[
 /// The runtime of containers that Orlop's pods are measured beside, besides runc. (gVisor's wants a shim of its own, which Debian has not.)
 pub const CRUN: Package = ("/usr/bin/crun", "crun");
 
+/// What makes a guest's image.
+pub const GUEST_IMAGE: &[Package] = &[("/usr/bin/mkfs.erofs", "erofs-utils")];
+
 /// What building virtiofsd takes.
 pub const VIRTIOFSD_BUILD: &[Package] = &[
     ("/usr/include/cap-ng.h", "libcap-ng-dev"),

@@ -1,7 +1,7 @@
 //! What a guest boots from: Debian's cloud kernel, and an initramfs with the agent.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -47,8 +47,26 @@ pub fn initramfs(cache: &Cache) -> Result<()> {
     build_initramfs(&cache.own_initramfs(), None)
 }
 
+/// Builds the image that guests of our own kernel have in persistent memory, if the one at hand is older than the agent.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn image(cache: &Cache) -> Result<()> {
+    let (builder, agent) = (image_builder_path(), build::agent());
+    if is_newer(&cache.own_image(), &[&agent, &builder]) {
+        return Ok(());
+    }
+    step("building the guest's image");
+    replace(&cache.own_image(), |to| {
+        let mut command = image_builder();
+        command.arg("image").arg("--agent").arg(&agent);
+        command.arg("--output").arg(to);
+        run(command)
+    })
+}
+
 fn build_initramfs(to: &Path, modules: Option<&Path>) -> Result<()> {
-    let builder = build::programs_directory().join("orlop-image");
+    let builder = image_builder_path();
     let agent = build::agent();
     let sources: Vec<_> = [&*agent, &*builder].into_iter().chain(modules).collect();
     if is_newer(to, &sources) {
@@ -69,7 +87,11 @@ fn build_initramfs(to: &Path, modules: Option<&Path>) -> Result<()> {
 }
 
 fn image_builder() -> Command {
-    Command::new(build::programs_directory().join("orlop-image"))
+    Command::new(image_builder_path())
+}
+
+fn image_builder_path() -> PathBuf {
+    build::programs_directory().join("orlop-image")
 }
 
 fn run(mut command: Command) -> Result<()> {

@@ -38,10 +38,12 @@ pub fn everything() -> Result<()> {
     virtual_host(HostKernel::default())?;
     debian::install(debian::CONTAINERS)?;
     debian::install(debian::VIRTIOFSD_BUILD)?;
+    debian::install(debian::GUEST_IMAGE)?;
     build::programs()?;
     build::virtiofsd(&cache)?;
     guest::kernel(&cache)?;
     guest::initramfs(&cache)?;
+    guest::image(&cache)?;
     step("everything is in place");
     Ok(())
 }

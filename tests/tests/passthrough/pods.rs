@@ -17,10 +17,7 @@ fn a_container_with_a_group_s_node_has_its_disk_and_no_other_container_meanwhile
     let Some(stage) = stage() else { return };
     // Our own kernel has no drivers but those of a VM's devices.
     let cache = Cache::open().unwrap();
-    let debian = |config: &mut OrlopConfig| {
-        config.kernel = cache.guest_vmlinux();
-        config.initramfs = cache.guest_initramfs();
-    };
+    let debian = |config: &mut OrlopConfig| config.guest = cache.debian_boots();
     with_config(&stage, debian, || shares(&stage));
     stage.leaves_nothing();
 }

@@ -7,6 +7,7 @@ mod detach;
 mod devices;
 mod doctor;
 mod events;
+mod guest_files;
 mod image;
 mod inspect;
 mod logger;

@@ -1,7 +1,7 @@
 //! The first process of the guest: from the kernel's hand-over to a guest that is ready, and to its end.
 //!
-//! The kernel starts it in the initramfs. It loads the modules, moves to a root of its own ([`root`]: containers need a root that
-//! can be pivoted away from, and the initramfs cannot), mounts what programs expect ([`mounts`]), and serves.
+//! The kernel starts it in the initramfs, or from an image. It loads the modules, moves to a root of its own ([`root`]: containers need a root that
+//! can be pivoted away from, and an initramfs cannot), mounts what programs expect ([`mounts`]), and serves.
 //!
 //! Whatever goes wrong in here is said on the console, and the guest powers off: a first process that exits is a kernel panic,
 //! and one that hangs is a guest that nobody hears of again.
@@ -52,7 +52,7 @@ fn run() -> anyhow::Result<()> {
     console::log_to_kernel(log_level());
     let later = modules::load()?;
     phases.push(phase("modules"));
-    root::leave_initramfs()?;
+    root::move_to_own()?;
     mounts::late()?;
     network::loopback_up().context("cannot bring up the loopback interface")?;
     nix::unistd::sethostname(HOSTNAME).context("cannot set the host name")?;

@@ -23,14 +23,22 @@ const HARMLESS: MsFlags = MsFlags::MS_NOSUID
 /// # Errors
 /// When something cannot be mounted.
 pub fn early() -> anyhow::Result<()> {
-    for (kind, place, flags) in [
-        ("proc", "/proc", HARMLESS),
-        ("sysfs", "/sys", HARMLESS),
-        ("devtmpfs", "/dev", MsFlags::MS_NOSUID),
-    ] {
+    for (kind, place, flags) in [("proc", "/proc", HARMLESS), ("sysfs", "/sys", HARMLESS)] {
         mount_at(kind, kind, Path::new(place), flags, "")?;
     }
-    Ok(())
+    mount_dev()
+}
+
+/// Mounts the devices, which the kernel has done by itself where the agent is in an image.
+fn mount_dev() -> anyhow::Result<()> {
+    let (kind, place) = (Some("devtmpfs"), "/dev");
+    let flags = MsFlags::MS_NOSUID;
+    let again = flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
+    match mount(kind, place, kind, flags, None::<&str>) {
+        Err(Errno::EBUSY) => mount(None::<&str>, place, None::<&str>, again, None::<&str>),
+        mounted => mounted,
+    }
+    .context("cannot mount devtmpfs at /dev")
 }
 
 /// What containers need, in the guest's own root.

@@ -1,8 +1,8 @@
-//! From the initramfs to a root file system of the guest's own.
+//! From the file system that the agent comes in to a root file system of the guest's own.
 //!
-//! The initramfs is the kernel's `rootfs`, which can be neither unmounted nor pivoted away from; a container whose root it
-//! is cannot be made. So a tmpfs is mounted over it, the way switch_root(8) does. The agent's own binary stays where it is, in
-//! memory that nothing names any more: it goes on to run, and to start itself anew, by /proc/self/exe.
+//! An initramfs is the kernel's `rootfs`, which can be neither unmounted nor pivoted away from; a container whose root it
+//! is cannot be made. An image cannot be written to. So a tmpfs is mounted over it, the way switch_root(8) does. The agent's own binary stays
+//! where it is, where nothing names it any more: it goes on to run, and to start itself anew, by /proc/self/exe.
 
 use std::fs;
 use std::path::Path;
@@ -22,7 +22,7 @@ const MOVED: [&str; 3] = ["/dev", "/proc", "/sys"];
 ///
 /// # Errors
 /// When a step fails.
-pub fn leave_initramfs() -> anyhow::Result<()> {
+pub fn move_to_own() -> anyhow::Result<()> {
     let new_root = Path::new(NEW_ROOT);
     fs::create_dir_all(new_root).context("cannot make the new root")?;
     mount_tmpfs(new_root, MsFlags::empty(), "mode=0755")?;
@@ -38,7 +38,7 @@ pub fn leave_initramfs() -> anyhow::Result<()> {
         )
         .with_context(|| format!("cannot move {old} to the new root"))?;
     }
-    // The modules are in the kernel now; their files would only take memory.
+    // The modules are in the kernel now; their files would only take memory. An image stays as it is.
     let _ = fs::remove_dir_all(Path::new("/").join(orlop_guest_images::initramfs::MODULES));
     let _ = fs::remove_file("/init");
 

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use orlop_proto::agent::IMAGE_CMDLINE;
 use orlop_proto::agent::v1::CreateRequest;
 use orlop_proto::agent::v1::not_executed::Reason;
 use orlop_proto::not_executed;
@@ -28,6 +29,7 @@ use self::session::Session;
 pub use self::settings::Settings;
 use self::vm::Vm;
 use self::volume::Volumes;
+use crate::guest_files::GuestFiles;
 use crate::{client, image, run, virtiofsd};
 
 /// The container in the VM; `orlop exec` names the VM alone.
@@ -138,9 +140,7 @@ fn prepare(
     settings: Settings,
 ) -> anyhow::Result<()> {
     arguments.container.image = None;
-    // A kernel of the user's may need no initramfs of ours, but the agent is there.
-    arguments.kernel.get_or_insert(settings.kernel.into());
-    arguments.initramfs.get_or_insert(settings.initramfs.into());
+    bring_agent(arguments, &settings.guest);
     if std::env::var_os(virtiofsd::VARIABLE).is_none() {
         arguments.virtiofsd = arguments.virtiofsd.take().or(settings.virtiofsd);
     }
@@ -154,6 +154,23 @@ fn prepare(
     arguments.console = Some(ConsoleConfig::Stdio);
     arguments.no_reboot = true;
     Ok(())
+}
+
+/// Has the guest boot what the agent is in. A kernel of the user's may need no initramfs of ours, but the agent is there.
+fn bring_agent(arguments: &mut run::Arguments, files: &GuestFiles) {
+    let own = [&arguments.kernel, &arguments.initramfs, &arguments.pmem];
+    match files.image() {
+        Some(image) if own.into_iter().all(Option::is_none) => {
+            arguments.pmem = Some(image.into());
+            arguments.cmdline = Some(format!("{} {IMAGE_CMDLINE}", arguments.cmdline()));
+        }
+        _ => {
+            let initramfs = &mut arguments.initramfs;
+            initramfs.get_or_insert_with(|| files.initramfs().into());
+        }
+    }
+    let kernel = &mut arguments.kernel;
+    kernel.get_or_insert_with(|| files.kernel().into());
 }
 
 async fn attend(

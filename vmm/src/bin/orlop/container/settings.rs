@@ -1,4 +1,4 @@
-//! The kernel, the initramfs and the virtiofsd that the shim is configured with: `orlop run --image` uses the same. And
+//! The guest's files and the virtiofsd that the shim is configured with: `orlop run --image` uses the same. And
 //! where its pods are.
 
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::Deserialize;
 
-use crate::doctor::programs;
+use crate::guest_files::GuestFiles;
 
 /// The variable that names another file.
 const VARIABLE: &str = "ORLOP_CONFIG";
@@ -16,10 +16,9 @@ const FILE: &str = "/etc/orlop/config.toml";
 #[derive(Deserialize)]
 #[serde(default)]
 pub struct Settings {
-    /// The guest's kernel.
-    pub kernel: PathBuf,
-    /// The guest's initramfs, which holds the agent.
-    pub initramfs: PathBuf,
+    /// What a guest boots from.
+    #[serde(flatten)]
+    pub guest: GuestFiles,
     /// The program that serves volumes, if it is said.
     pub virtiofsd: Option<PathBuf>,
     /// Seconds until a VM whose agent is not ready is given up.
@@ -31,8 +30,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            kernel: programs::kernel(),
-            initramfs: programs::initramfs(),
+            guest: GuestFiles::default(),
             virtiofsd: None,
             boot_timeout: 30,
             state: "/run/orlop".into(),

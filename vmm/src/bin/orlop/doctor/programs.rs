@@ -8,26 +8,17 @@ use std::process::Command;
 use serde::Deserialize;
 
 use super::Finding;
+use crate::guest_files::{GuestFiles, of_release};
 
 const SHIM: &str = "containerd-shim-orlop-v2";
 
 /// The shim's configuration, as far as it names files. The shim itself is stricter: it refuses unknown keys.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Config {
-    kernel: PathBuf,
-    initramfs: PathBuf,
+    #[serde(flatten)]
+    guest: GuestFiles,
     virtiofsd: Option<PathBuf>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            kernel: kernel(),
-            initramfs: initramfs(),
-            virtiofsd: None,
-        }
-    }
 }
 
 /// Looks for programs and files.
@@ -40,8 +31,11 @@ pub fn check() -> Vec<Finding> {
             return findings;
         }
     };
-    findings.push(file("kernel", &config.kernel));
-    findings.push(file("initramfs", &config.initramfs));
+    findings.push(file("kernel", &config.guest.kernel()));
+    findings.push(match config.guest.image() {
+        Some(image) => file("image", &image),
+        None => file("initramfs", &config.guest.initramfs()),
+    });
     findings.push(check_virtiofsd(config.virtiofsd));
     findings
 }
@@ -126,23 +120,6 @@ fn file(check: &'static str, path: &Path) -> Finding {
     }
 }
 
-/// The guest's kernel where the configuration names none: that of this program's own release, else the usual one.
-pub fn kernel() -> PathBuf {
-    of_release("share/vmlinux").unwrap_or_else(|| "/usr/share/orlop/vmlinux".into())
-}
-
-/// The same for its initramfs.
-pub fn initramfs() -> PathBuf {
-    of_release("share/initramfs.cpio").unwrap_or_else(|| "/usr/share/orlop/initramfs.cpio".into())
-}
-
-/// A file of the release that this program lies in.
-fn of_release(file: &str) -> Option<PathBuf> {
-    let orlop = env::current_exe().ok()?;
-    let file = orlop.parent()?.parent()?.join(file);
-    file.exists().then_some(file)
-}
-
 /// How to get virtiofsd.
 pub const VIRTIOFSD_ADVICE: &str =
     "install it: cargo install virtiofsd, or apt install virtiofsd where there is such a package";
@@ -205,8 +182,8 @@ mod tests {
     #[test]
     fn the_configuration_may_have_more_than_is_looked_at() {
         let config: Config = toml::from_str("kernel = \"/k\"\nvcpus = 3\n").unwrap();
-        assert_eq!(config.kernel, Path::new("/k"));
-        assert_eq!(config.initramfs, Config::default().initramfs);
+        assert_eq!(config.guest.kernel(), Path::new("/k"));
+        assert_eq!(config.guest.initramfs(), GuestFiles::default().initramfs());
     }
 
     #[test]
