@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -39,11 +39,11 @@ fn a_vm_is_as_large_as_its_pods_limits() {
     };
     let main = cri.run(&pod, &container).unwrap();
     assert_eq!(vcpus(&cri, &main), 2);
-    // 64 MiB for the guest and a 64th; the kernel's own part does not count as memory.
+    // 36 MiB for the guest and a 64th; the kernel's own part does not count as memory.
     let total = memory(&cri, &main, "MemTotal");
-    assert!((96..=161).contains(&total), "{total} MiB");
+    assert!((96..=133).contains(&total), "{total} MiB");
     let left = memory(&cri, &main, "MemAvailable");
-    println!("of 161 MiB the guest has {total}, of which {left} are to be had");
+    println!("of 133 MiB the guest has {total}, of which {left} are to be had");
     assert!(left >= 96, "{left} MiB are left for a container of 96 MiB");
     assert_eq!(
         output(&cri, &main, "cat /sys/fs/cgroup/cpu.max"),
@@ -124,7 +124,7 @@ fn what_a_pod_may_not_have_is_refused_at_once_with_the_reason() {
             (
                 "orlop.dev/memory",
                 "2Gi",
-                ["orlop.dev/memory is 2048M", "64M to 1024M"],
+                ["orlop.dev/memory is 2048M", "48M to 1024M"],
             ),
             (
                 "orlop.dev/memory",
@@ -284,20 +284,10 @@ fn what_a_pod_takes_is_counted_in_its_cgroup() {
 fn a_container_that_takes_all_that_its_pod_may_have_ends_and_the_vm_does_not() {
     let Some(stage) = stage() else { return };
     let cri = stage.cri();
-    // The pod's cgroup as a kubelet makes it, of the container's limit and of an overhead which is less than guest and processes take.
     let limit = 256 * MIB;
-    let root = Path::new("/sys/fs/cgroup");
-    let parent = root.join("orlopfull/pod1");
-    fs::create_dir_all(&parent).unwrap();
-    for directory in [root, parent.parent().unwrap()] {
-        fs::write(directory.join("cgroup.subtree_control"), "+memory").unwrap();
-    }
-    fs::write(parent.join("memory.max"), (limit + 40 * MIB).to_string()).unwrap();
-    let pod = cri
-        .run_pod_changed("full", HANDLER, |config| {
-            config.linux.as_mut().unwrap().cgroup_parent = "/orlopfull/pod1".into();
-        })
-        .unwrap();
+    // An overhead which is less than guest and processes take.
+    let parent = kubelets_group(limit + 24 * MIB);
+    let pod = run_pod_in(&cri, "full");
     let hog = Container {
         memory: limit,
         ..Container::busybox("hog", TAKES)
@@ -314,13 +304,86 @@ fn a_container_that_takes_all_that_its_pod_may_have_ends_and_the_vm_does_not() {
     assert_eq!(ended.reason, "OOMKilled");
     let read = |name: &str| fs::read_to_string(pod.cgroup().join(name)).unwrap();
     let peak: i64 = read("memory.peak").trim().parse().unwrap();
-    println!("the pod took {} of {} MiB", peak / MIB, limit / MIB + 40);
+    println!("the pod took {} of {} MiB", peak / MIB, limit / MIB + 24);
     let events = read("memory.events");
     assert!(events.contains("oom_kill 0\n"), "{events}");
     assert_eq!(output(&cri, &other, "echo here"), "here\n");
     cri.remove_pod(&pod).unwrap();
     fs::remove_dir(parent.parent().unwrap()).unwrap();
     stage.leaves_nothing();
+}
+
+#[test]
+fn a_container_may_have_all_of_its_limit_with_the_runtimeclass_s_overhead() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let (limit, overhead) = (256 * MIB, runtimeclass_overhead());
+    let parent = kubelets_group(limit + overhead);
+    let pod = run_pod_in(&cri, "brim");
+    // What a container has of its own beside what it is asked to hold: its shell, the tables of its pages.
+    let held = limit - 6 * MIB;
+    let script = format!("(head -c {held} /dev/zero; sleep 100000) | tail -c {held}");
+    let command = ["sh", "-c", &script];
+    let main = Container {
+        memory: limit,
+        ..Container::busybox("main", &command)
+    };
+    let main = cri.run(&pod, &main).unwrap();
+    until(|| {
+        output(&cri, &main, "cat /sys/fs/cgroup/memory.current")
+            .trim()
+            .parse::<i64>()
+            .unwrap()
+            > held
+    });
+    for _ in 0..5 {
+        assert_eq!(output(&cri, &main, "ps | grep -c '[t]ail -c'"), "2\n");
+    }
+    let events = output(&cri, &main, "cat /sys/fs/cgroup/memory.events");
+    assert!(events.contains("oom_kill 0\n"), "{events}");
+    let read = |name: &str| fs::read_to_string(pod.cgroup().join(name)).unwrap();
+    let peak: i64 = read("memory.peak").trim().parse().unwrap();
+    println!(
+        "the pod took {} of {} MiB, and the guest has",
+        peak / MIB,
+        (limit + overhead) / MIB
+    );
+    println!("{}", output(&cri, &main, "grep -E '^Mem' /proc/meminfo"));
+    println!("what its group counts, in bytes:\n{}", read("memory.stat"));
+    let events = read("memory.events");
+    assert!(events.contains("oom_kill 0\n"), "{events}");
+    cri.remove_pod(&pod).unwrap();
+    fs::remove_dir(parent.parent().unwrap()).unwrap();
+    stage.leaves_nothing();
+}
+
+/// What the RuntimeClass that Orlop comes with says a pod takes beside its containers.
+fn runtimeclass_overhead() -> i64 {
+    let class = include_str!("../../deploy/runtimeclass.yaml");
+    let (_, overhead) = class.split_once("podFixed:").unwrap();
+    let (_, size) = overhead.split_once("memory: ").unwrap();
+    let (mib, _) = size.split_once("Mi").unwrap();
+    mib.parse::<i64>().unwrap() * MIB
+}
+
+/// A group for a pod as a kubelet makes it, which is of `max` bytes: the containers' limits and the overhead.
+fn kubelets_group(max: i64) -> PathBuf {
+    let root = Path::new("/sys/fs/cgroup");
+    let parent = root.join("orlopfull/pod1");
+    fs::create_dir_all(&parent).unwrap();
+    for directory in [root, parent.parent().unwrap()] {
+        fs::write(directory.join("cgroup.subtree_control"), "+memory").unwrap();
+    }
+    fs::write(parent.join("memory.max"), max.to_string()).unwrap();
+    parent
+}
+
+/// A pod in that group.
+fn run_pod_in(cri: &Cri, name: &str) -> Pod {
+    let in_group = |config: &mut v1::PodSandboxConfig| {
+        config.linux.as_mut().unwrap().cgroup_parent = "/orlopfull/pod1".into();
+    };
+    cri.run_pod_changed(name, HANDLER, in_group).unwrap()
 }
 
 #[test]

@@ -21,7 +21,7 @@ const SHARES: u64 = 1024;
 /// How many bytes of RAM the guest's kernel has one for to keep account of them: `struct page`, 64 bytes for each 4096.
 const ACCOUNT: u64 = 64;
 /// The least memory that a guest boots in.
-pub const LEAST_MEMORY: MemorySize = MemorySize::of_mib(64);
+pub const LEAST_MEMORY: MemorySize = MemorySize::of_mib(48);
 /// The most that the VMM gives, in MiB.
 pub const MOST_MEMORY: MemorySize = MemorySize::of_mib(1 << 20);
 /// The most vCPUs that the VMM gives.
@@ -74,7 +74,7 @@ pub struct Bounds {
 }
 
 /// The processes that run a guest, with what the host's kernel has for them: 14 MiB were measured (docs/performance.md).
-const PROCESSES: MemorySize = MemorySize::of_mib(24);
+const PROCESSES: MemorySize = MemorySize::of_mib(16);
 /// How many bytes of RAM the host's kernel has one for in the tables that it is reached by: 8 bytes for each 4096.
 const TABLES: u64 = 512;
 

@@ -205,7 +205,7 @@ fn what_is_beyond_the_bounds_is_refused_in_one_line_that_says_what_is_allowed() 
             asked(None, Some(40_000)),
             [
                 "annotation orlop.dev/memory is 40000M",
-                "64M to 32768M",
+                "48M to 32768M",
                 "max_memory",
             ],
         ),
@@ -213,7 +213,7 @@ fn what_is_beyond_the_bounds_is_refused_in_one_line_that_says_what_is_allowed() 
             asked(None, Some(16)),
             [
                 "annotation orlop.dev/memory is 16M",
-                "64M to 32768M",
+                "48M to 32768M",
                 "max_memory",
             ],
         ),
@@ -310,9 +310,9 @@ fn a_vm_fits_into_its_pods_control_group() {
     let container = |memory| [limits(None, Some(memory))];
     // 128 + 64 + 2 would be wanted.
     assert_eq!(within(1024, &container(128)), 194);
-    assert_eq!(within(128 + 64, &container(128)), 168);
+    assert_eq!(within(128 + 64, &container(128)), 176);
     // Of 16 GiB, 256 MiB are the guest's account of them, and 32 the host's.
-    assert_eq!(within((16 << 10) + 64, &container(16 << 10)), 16_392);
+    assert_eq!(within((16 << 10) + 64, &container(16 << 10)), 16_400);
     assert_eq!(within(1, &container(128)), LEAST_MEMORY.mib());
     // By an annotation, it is whoever sets it that takes care.
     let bounds = Bounds {
