@@ -329,13 +329,7 @@ fn a_container_may_have_all_of_its_limit_with_the_runtimeclass_s_overhead() {
         ..Container::busybox("main", &command)
     };
     let main = cri.run(&pod, &main).unwrap();
-    until(|| {
-        output(&cri, &main, "cat /sys/fs/cgroup/memory.current")
-            .trim()
-            .parse::<i64>()
-            .unwrap()
-            > held
-    });
+    until(|| used(&cri, &main) > held);
     for _ in 0..5 {
         assert_eq!(output(&cri, &main, "ps | grep -c '[t]ail -c'"), "2\n");
     }
@@ -355,6 +349,45 @@ fn a_container_may_have_all_of_its_limit_with_the_runtimeclass_s_overhead() {
     cri.remove_pod(&pod).unwrap();
     fs::remove_dir(parent.parent().unwrap()).unwrap();
     stage.leaves_nothing();
+}
+
+#[test]
+fn a_container_with_more_files_than_the_node_has_room_for_goes_on() {
+    let Some(stage) = stage() else { return };
+    let cri = stage.cri();
+    let limit = 128 * MIB;
+    let parent = kubelets_group(limit + runtimeclass_overhead());
+    let pod = run_pod_in(&cri, "files");
+    let held = 100 * MIB;
+    let script = format!("(head -c {held} /dev/zero; sleep 100000) | tail -c {held}");
+    let command = ["sh", "-c", &script];
+    let main = Container {
+        memory: limit,
+        ..Container::busybox("main", &command)
+    };
+    let main = cri.run(&pod, &main).unwrap();
+    until(|| used(&cri, &main) > held);
+    // The node has an open file for each file that the guest has heard of: 2.8 KB, of which the guest's kernel, which has them at 1.1, knows nothing.
+    let make = "mkdir -p /d; i=0; while [ $i -lt 12000 ]; do : >/d/$i; i=$((i+1)); done";
+    output(&cri, &main, make);
+    assert_eq!(output(&cri, &main, "ls /d | wc -l"), "12000\n");
+    let read = |name: &str| fs::read_to_string(pod.cgroup().join(name)).unwrap();
+    println!("what its group counts, in bytes:\n{}", read("memory.stat"));
+    println!(
+        "what its group counts, in bytes:\n{}",
+        read("memory.events")
+    );
+    let events = read("memory.events");
+    assert!(events.contains("oom_kill 0\n"), "{events}");
+    cri.remove_pod(&pod).unwrap();
+    fs::remove_dir(parent.parent().unwrap()).unwrap();
+    stage.leaves_nothing();
+}
+
+/// How many bytes a container's own group counts.
+fn used(cri: &Cri, container: &str) -> i64 {
+    let text = output(cri, container, "cat /sys/fs/cgroup/memory.current");
+    text.trim().parse().unwrap()
 }
 
 /// What the RuntimeClass that Orlop comes with says a pod takes beside its containers.

@@ -5,6 +5,7 @@
 //! from the beginning. Directories on the way that were not there are made as well, and marked, so that whoever removes the last child knows
 //! them for its own.
 
+mod brim;
 mod hierarchy;
 mod path;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+pub use brim::Brim;
 use hierarchy::Hierarchy;
 
 /// Marks a directory that a shim has made.

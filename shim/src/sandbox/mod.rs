@@ -18,6 +18,7 @@ mod demand;
 mod devices;
 mod disks;
 pub mod etc;
+mod files;
 mod forward;
 mod keep;
 mod network;
@@ -33,7 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::address::ShimSocket;
-use crate::cgroup::{Cgroup, Home};
+use crate::cgroup::{Brim, Cgroup, Home};
 use crate::config::Config;
 use crate::network::Joined;
 use crate::process::identity::ProcessIdentity;
@@ -229,10 +230,24 @@ impl Pod {
                 let booted = booted.map_err(|error| PodError::Boot(error, self.keeper().keep()));
                 let vm = Arc::new(booted?);
                 *slot = Slot::Running(vm.clone());
+                self.keep_room_for_files(&vm);
                 Ok(Lease { vm, booted: true })
             }
             Slot::Ended(reason) => Err(PodError::Ended(reason.clone())),
             Slot::Closed => Err(PodError::Closed),
+        }
+    }
+
+    /// Sees to it that what the VM's guest knows of files does not fill the pod's memory.
+    fn keep_room_for_files(&self, vm: &Vm) {
+        let group = lock(&self.cgroup);
+        let brim = group.as_ref().map(|(group, _)| Brim::set(group));
+        match brim.transpose().map(Option::flatten) {
+            Ok(Some(brim)) => {
+                tokio::spawn(files::keep_room(brim, vm.agent(), vm.end()));
+            }
+            Ok(None) => {}
+            Err(error) => log::warn!("the pod's memory is not watched: {error}"),
         }
     }
 

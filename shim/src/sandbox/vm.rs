@@ -210,6 +210,14 @@ impl Vm {
         }
     }
 
+    /// Waits for the end without holding the VM.
+    pub(super) fn end(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut ended = self.ended.clone();
+        async move {
+            let _ = ended.wait_for(Option::is_some).await;
+        }
+    }
+
     /// The reason of the end, if the VM has ended.
     pub fn ended_now(&self) -> Option<String> {
         self.ended.borrow().clone()

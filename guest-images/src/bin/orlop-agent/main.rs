@@ -15,6 +15,7 @@ mod cgroup;
 mod console;
 mod container;
 mod error;
+mod files;
 mod forward;
 mod heap;
 mod ids;

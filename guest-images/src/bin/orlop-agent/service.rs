@@ -2,23 +2,26 @@
 //!
 //! A call that changes something runs as a task of its own, so that it is finished even when its caller goes away in the middle.
 
+use std::io;
 use std::sync::Arc;
 
 use orlop_proto::agent::v1::agent_server::Agent;
 use orlop_proto::agent::v1::{
     ConfigureNetworkRequest, ConfigureNetworkResponse, CreateRequest, CreateResponse,
-    DeleteRequest, DeleteResponse, ExecRequest, ExecResponse, InfoRequest, InfoResponse,
-    PauseRequest, PauseResponse, Phase, PidsRequest, PidsResponse, ResizeRequest, ResizeResponse,
-    ResumeRequest, ResumeResponse, ShutdownRequest, ShutdownResponse, SignalRequest,
-    SignalResponse, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
-    StatsResponse, UpdateRequest, UpdateResponse, UpdateVolumeRequest, UpdateVolumeResponse,
-    WaitOomRequest, WaitOomResponse, WaitRequest, WaitResponse,
+    DeleteRequest, DeleteResponse, ExecRequest, ExecResponse, ForgetFilesRequest,
+    ForgetFilesResponse, InfoRequest, InfoResponse, PauseRequest, PauseResponse, Phase,
+    PidsRequest, PidsResponse, ResizeRequest, ResizeResponse, ResumeRequest, ResumeResponse,
+    ShutdownRequest, ShutdownResponse, SignalRequest, SignalResponse, StartRequest, StartResponse,
+    StateRequest, StateResponse, StatsRequest, StatsResponse, UpdateRequest, UpdateResponse,
+    UpdateVolumeRequest, UpdateVolumeResponse, WaitOomRequest, WaitOomResponse, WaitRequest,
+    WaitResponse,
 };
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
 
 use crate::container::{Address, Containers, Creation, Root};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::ids::{Id, ProcessId};
 use crate::network;
 
@@ -195,6 +198,17 @@ impl Agent for AgentService {
         self.containers
             .update_volume(&container, request.number, &volume)?;
         Ok(Response::new(UpdateVolumeResponse {}))
+    }
+
+    async fn forget_files(&self, _: Request<ForgetFilesRequest>) -> Answer<ForgetFilesResponse> {
+        finish(async {
+            tokio::task::spawn_blocking(files::forget)
+                .await
+                .unwrap_or_else(|e| Err(io::Error::other(e)))
+                .map_err(|e| Error::system("forget files", e))
+        })
+        .await?;
+        Ok(Response::new(ForgetFilesResponse {}))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Answer<DeleteResponse> {
