@@ -16,7 +16,7 @@ use orlop_testbed::host::emulator::Emulator;
 
 /// The kernel's command line: that of `orlop run`, which spares the kernel what no VM has.
 const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce \
-     cryptomgr.notests tsc=reliable random.trust_cpu=1";
+     cryptomgr.notests tsc=reliable random.trust_cpu=1 percpu_alloc=page";
 
 /// What a guest boots from, its vCPUs and its RAM.
 pub struct Guest {

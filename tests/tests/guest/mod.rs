@@ -50,7 +50,7 @@ const MODULES: &[&str] = &[
 
 /// The kernel command line: that of the design, so that what users run is what is tested.
 pub const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd \
-     swiotlb=noforce cryptomgr.notests tsc=reliable random.trust_cpu=1";
+     swiotlb=noforce cryptomgr.notests tsc=reliable random.trust_cpu=1 percpu_alloc=page";
 
 /// The kernel.
 #[derive(Debug, Clone, Copy)]

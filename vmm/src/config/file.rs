@@ -1,8 +1,9 @@
 //! A file of the host's: by its path, or one that whoever started the VMM has opened for it.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Seek as _};
 use std::os::fd::RawFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -36,7 +37,11 @@ impl HostFile {
     /// When it cannot be opened, or is a directory.
     pub fn open(&self) -> io::Result<File> {
         let mut open = match self {
-            HostFile::Path(path) => File::open(path)?,
+            // Nobody need be at the other end of a pipe.
+            HostFile::Path(path) => OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(path)?,
             HostFile::Given(number) => File::from(files::copy(*number)?),
         };
         if open.metadata()?.is_dir() {
@@ -87,6 +92,17 @@ mod tests {
         for wrong in ["", "fd=", "fd=2", "fd=-1", "fd=x", "fd=99999999999"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_pipe_without_a_writer_is_opened_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pipe");
+        let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: the name is a C string.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        // It has no beginning to go back to.
+        assert!(HostFile::Path(path).open().is_err());
     }
 
     #[test]

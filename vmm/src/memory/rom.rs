@@ -1,8 +1,7 @@
 //! A file in the guest's address space that it reads and cannot write: what Linux takes for persistent memory.
 //!
 //! Its pages are those of the host's page cache, so all VMs with the same file have them once, and no guest's RAM has any. The guest can map and
-//! execute them where they lie (DAX). The kernel's size of a huge page is what Linux wants such memory to be whole multiples of, so that
-//! zeros follow the file up to there.
+//! execute them where they lie (DAX). Linux wants such memory in whole huge pages of 2 MiB, so that zeros follow the file up to there.
 //!
 //! KVM hands a guest's writes to the VMM, where nothing answers at these addresses, so they come to nothing. No device reaches the file either: it is not in
 //! [`GuestMemory`](super::GuestMemory).

@@ -8,7 +8,7 @@
 //! - `orlop-agent serve DIRECTORY` serves the same on unix sockets, outside of a guest, for tests.
 //!
 //! The rooms: [`service`] is the gRPC skin over [`container`], which knows the containers and their processes; [`stdio`] moves
-//! their input and output; [`reaper`] knows who has exited; [`cgroup`] reads and writes a container's control group; [`network`]
+//! their input and output; [`reaper`] knows who has exited; [`cgroup`] reads and writes a container's control group; [`files`] has the kernel forget files; [`network`]
 //! sets the guest's interfaces up; [`forward`] lets the host reach the guest's loopback; [`seccomp`] makes filters of system calls.
 
 mod cgroup;
