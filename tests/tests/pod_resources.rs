@@ -322,14 +322,7 @@ fn a_container_may_have_all_of_its_limit_with_the_runtimeclass_s_overhead() {
     let pod = run_pod_in(&cri, "brim");
     // What a container has of its own beside what it is asked to hold: its shell, the tables of its pages.
     let held = limit - 6 * MIB;
-    let script = format!("(head -c {held} /dev/zero; sleep 100000) | tail -c {held}");
-    let command = ["sh", "-c", &script];
-    let main = Container {
-        memory: limit,
-        ..Container::busybox("main", &command)
-    };
-    let main = cri.run(&pod, &main).unwrap();
-    until(|| used(&cri, &main) > held);
+    let main = run_holding(&cri, &pod, limit, held);
     for _ in 0..5 {
         assert_eq!(output(&cri, &main, "ps | grep -c '[t]ail -c'"), "2\n");
     }
@@ -359,25 +352,14 @@ fn a_container_with_more_files_than_the_node_has_room_for_goes_on() {
     let parent = kubelets_group(limit + runtimeclass_overhead());
     let pod = run_pod_in(&cri, "files");
     let held = 112 * MIB;
-    let script = format!("(head -c {held} /dev/zero; sleep 100000) | tail -c {held}");
-    let command = ["sh", "-c", &script];
-    let main = Container {
-        memory: limit,
-        ..Container::busybox("main", &command)
-    };
-    let main = cri.run(&pod, &main).unwrap();
-    until(|| used(&cri, &main) > held);
+    let main = run_holding(&cri, &pod, limit, held);
     // The node has an open file for each file that the guest has heard of: 2.8 KB, of which the guest's kernel, which has them at 1.1, knows nothing.
     let make = "mkdir -p /d; i=0; while [ $i -lt 7000 ]; do : >/d/$i; i=$((i+1)); done";
     output(&cri, &main, make);
     assert_eq!(output(&cri, &main, "ls /d | wc -l"), "7000\n");
     let read = |name: &str| fs::read_to_string(pod.cgroup().join(name)).unwrap();
-    println!("what its group counts, in bytes:\n{}", read("memory.stat"));
-    println!(
-        "what its group counts, in bytes:\n{}",
-        read("memory.events")
-    );
     let events = read("memory.events");
+    println!("what its group tells:\n{events}");
     assert!(events.contains("oom_kill 0\n"), "{events}");
     assert!(
         !events.contains("high 0\n"),
@@ -386,6 +368,19 @@ fn a_container_with_more_files_than_the_node_has_room_for_goes_on() {
     cri.remove_pod(&pod).unwrap();
     fs::remove_dir(parent.parent().unwrap()).unwrap();
     stage.leaves_nothing();
+}
+
+/// A container with this limit that holds so many bytes of it, when it does.
+fn run_holding(cri: &Cri, pod: &Pod, limit: i64, held: i64) -> String {
+    let script = format!("(head -c {held} /dev/zero; sleep 100000) | tail -c {held}");
+    let command = ["sh", "-c", &script];
+    let main = Container {
+        memory: limit,
+        ..Container::busybox("main", &command)
+    };
+    let main = cri.run(pod, &main).unwrap();
+    until(|| used(cri, &main) > held);
+    main
 }
 
 /// How many bytes a container's own group counts.
