@@ -163,7 +163,7 @@ fn what_a_pod_may_not_have_is_refused_at_once_with_the_reason() {
         };
         let error = cri.run(&pod, &large).unwrap_err();
         let message = error.message();
-        assert!(message.contains("64M to 1024M"), "{message}");
+        assert!(message.contains("48M to 1024M"), "{message}");
         // The pod is none the worse.
         let small = cri.run(&pod, &Container::busybox("small", WAIT)).unwrap();
         assert_eq!(vcpus(&cri, &small), 1);
@@ -323,8 +323,9 @@ fn a_container_may_have_all_of_its_limit_with_the_runtimeclass_s_overhead() {
     // What a container has of its own beside what it is asked to hold: its shell, the tables of its pages.
     let held = limit - 6 * MIB;
     let main = run_holding(&cri, &pod, limit, held);
+    // Commands run in it, and it holds what it held.
     for _ in 0..5 {
-        assert_eq!(output(&cri, &main, "ps | grep -c '[t]ail -c'"), "2\n");
+        assert!(used(&cri, &main) > held);
     }
     let events = output(&cri, &main, "cat /sys/fs/cgroup/memory.events");
     assert!(events.contains("oom_kill 0\n"), "{events}");
