@@ -11,6 +11,7 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum as _;
 use serde_json::Value;
 
 use crate::cache::Cache;
@@ -53,6 +54,9 @@ const CLUSTER: &str = "kubernetes";
 /// How many of the usual limits the tests of others may take: each test of a hundred has a pod of its own, first with runc and then with Orlop.
 const CONFORMANCE_LIMIT: u32 = 9;
 
+/// The program whose stories replace a containerd by newer ones, which are to be built.
+const UPGRADES: &str = "upgrades";
+
 /// The programs whose stories are told when all are asked for, or these by their names: a machine that emulates everything takes long for them.
 const LONG: &[&str] = &[
     CLUSTER,
@@ -62,6 +66,7 @@ const LONG: &[&str] = &[
     "passthrough",
     "resize",
     SOAK,
+    UPGRADES,
 ];
 
 /// How stories are told.
@@ -221,8 +226,14 @@ pub fn test(only: &[String], telling: &Telling) -> Result<ExitCode> {
             }
         } else if let Some(only) = wanted.of(&program)? {
             any = true;
-            if name == CONFORMANCE {
-                go::build(&Cache::open()?, go::CONFORMANCE)?;
+            match name.as_str() {
+                CONFORMANCE => drop(go::build(&Cache::open()?, go::CONFORMANCE)?),
+                UPGRADES => {
+                    for version in Version::value_variants() {
+                        version.get()?;
+                    }
+                }
+                _ => {}
             }
             together.add(program, only)?;
         }

@@ -24,41 +24,55 @@ const LOOK: Duration = Duration::from_millis(200);
 /// The running daemon of a [`Node`]; it ends with this value.
 #[derive(Debug)]
 pub struct Daemon {
-    process: Arc<Mutex<Option<Child>>>,
-    network: Network,
+    kept: Arc<Mutex<Kept>>,
+    /// What goes with it; `None` where somebody else has made it.
+    network: Option<Network>,
+}
+
+/// What is kept running.
+#[derive(Debug)]
+struct Kept {
+    node: Node,
+    process: Option<Child>,
 }
 
 impl Daemon {
-    /// Starts it, waits until it answers, and watches it from then on.
-    pub(super) fn start(node: &Node, network: Network) -> Result<Self> {
+    /// Starts it, waits until it answers, and watches it from then on. `network` goes with it.
+    pub(super) fn start(node: &Node, network: Option<Network>) -> Result<Self> {
         let daemon = Self {
-            process: Arc::new(Mutex::new(Some(spawn(node)?))),
+            kept: Arc::new(Mutex::new(Kept {
+                node: node.clone(),
+                process: Some(spawn(node)?),
+            })),
             network,
         };
-        node.wait_until_ready(|| has_ended(&mut daemon.lock()))?;
-        let (process, node) = (Arc::downgrade(&daemon.process), node.clone());
+        node.wait_until_ready(|| daemon.lock().has_ended())?;
+        let kept = Arc::downgrade(&daemon.kept);
         thread::spawn(move || {
-            while let Some(process) = process.upgrade() {
-                start_again(&node, &mut lock(&process));
-                drop(process);
+            while let Some(kept) = kept.upgrade() {
+                lock(&kept).start_again();
+                drop(kept);
                 thread::sleep(LOOK);
             }
         });
         Ok(daemon)
     }
 
-    /// Ends it and starts it again; what it runs goes on meanwhile.
+    /// Ends it and starts that of `node`, which is the same one or has another containerd; what it runs goes on meanwhile.
     ///
     /// # Errors
     /// When it does not start.
     pub fn restart(&mut self, node: &Node) -> Result<()> {
         self.end();
-        *self.lock() = Some(spawn(node)?);
+        *self.lock() = Kept {
+            node: node.clone(),
+            process: Some(spawn(node)?),
+        };
         node.wait_until_ready(|| false)
     }
 
     fn end(&self) {
-        let Some(mut process) = self.lock().take() else {
+        let Some(mut process) = self.lock().process.take() else {
             return;
         };
         // Once it has been waited for, its number may be another's.
@@ -77,41 +91,45 @@ impl Daemon {
         let _ = process.wait();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Child>> {
-        lock(&self.process)
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        lock(&self.kept)
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        self.network.remove();
+        if let Some(network) = &self.network {
+            network.remove();
+        }
         self.end();
     }
 }
 
-fn lock(process: &Mutex<Option<Child>>) -> MutexGuard<'_, Option<Child>> {
-    process.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn has_ended(process: &mut Option<Child>) -> bool {
-    process
-        .as_mut()
-        .is_none_or(|it| !matches!(it.try_wait(), Ok(None)))
-}
+impl Kept {
+    fn has_ended(&mut self) -> bool {
+        self.process
+            .as_mut()
+            .is_none_or(|it| !matches!(it.try_wait(), Ok(None)))
+    }
 
-/// Starts it again if it has ended without having been asked to.
-fn start_again(node: &Node, process: &mut Option<Child>) {
-    let Some(child) = process else {
-        return;
-    };
-    let Ok(Some(status)) = child.try_wait() else {
-        return;
-    };
-    step(format!(
-        "containerd has ended ({status}) and is started again"
-    ));
-    let again = spawn(node).inspect_err(|error| step(format!("it cannot be: {error:#}")));
-    *process = again.ok();
+    /// Starts it again if it has ended without having been asked to.
+    fn start_again(&mut self) {
+        let Some(child) = &mut self.process else {
+            return;
+        };
+        let Ok(Some(status)) = child.try_wait() else {
+            return;
+        };
+        step(format!(
+            "containerd has ended ({status}) and is started again"
+        ));
+        let again = spawn(&self.node).inspect_err(|error| step(format!("it cannot be: {error:#}")));
+        self.process = again.ok();
+    }
 }
 
 fn spawn(node: &Node) -> Result<Child> {

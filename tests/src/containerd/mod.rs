@@ -100,10 +100,10 @@ impl Node {
         // containerd 1.x puts the shims' sockets there, whatever its configuration says.
         fs::create_dir_all("/run/containerd/s")?;
         config::write(&node)?;
-        network.make()?;
+        let is_made = network.make()?;
         fs::write(node.network_file(), network.plugins(&node))?;
         node.write_orlop_config(&node.orlop_config()?)?;
-        let daemon = Daemon::start(&node, network)?;
+        let daemon = Daemon::start(&node, is_made.then_some(network))?;
         let archive = directory.join("images.tar");
         fs::write(&archive, image::archive()?)?;
         for namespace in ["default", "k8s.io"] {
@@ -121,6 +121,19 @@ impl Node {
         let directory = PathBuf::from(env::var_os(DIRECTORY_VARIABLE)?);
         let release = Release::of_stories();
         Some(Self { directory, release })
+    }
+
+    /// The same node with another containerd, for [`Daemon::restart`] to have that one go on with what the old one has left.
+    ///
+    /// # Errors
+    /// When the configuration cannot be written.
+    pub fn with(&self, release: Release) -> Result<Self> {
+        let node = Self {
+            directory: self.directory.clone(),
+            release,
+        };
+        config::write(&node)?;
+        Ok(node)
     }
 
     /// The directory with everything that belongs to the node.

@@ -31,10 +31,10 @@ pub enum Network {
 }
 
 impl Network {
-    /// Makes the bridge before the first pod would, so that it is the node's and not left by that pod.
-    pub(super) fn make(&self) -> Result<()> {
+    /// Makes the bridge before the first pod would, so that it is the node's and not left by that pod. `false`: it is there, and another's.
+    pub(super) fn make(&self) -> Result<bool> {
         if *self != Network::Own || Path::new("/sys/class/net").join(BRIDGE).exists() {
-            return Ok(());
+            return Ok(false);
         }
         for line in [
             &["link", "add", BRIDGE, "type", "bridge"][..],
@@ -47,7 +47,7 @@ impl Network {
                 bail!("cannot make the bridge {BRIDGE}: {}", said.trim());
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Removes it.

@@ -27,11 +27,16 @@ pub fn stage() -> Option<Stage> {
         stories::skip("there is no containerd with Orlop here; `cargo testbed test` starts one");
         return None;
     };
-    let before = Holdings::now(&places(&node));
-    Some(Stage { node, before })
+    Some(Stage::on(node))
 }
 
 impl Stage {
+    /// A story on this node.
+    pub fn on(node: Node) -> Self {
+        let before = Holdings::now(&places(&node));
+        Stage { node, before }
+    }
+
     /// containerd's CRI.
     pub fn cri(&self) -> Cri {
         Cri::connect(&self.node).unwrap()
