@@ -189,23 +189,20 @@ pub(super) fn sharing(config: &VmConfig) -> Sharing {
     }
 }
 
-/// Creates the VM and loads the guest at the same time: for most of the first the host's kernel waits for grace periods of its own, 8 ms
-/// where it was measured.
+/// Creates the VM and loads the guest at the same time: for most of the first the host's kernel waits for grace periods of its own, 8 to 16 ms
+/// where it was measured. So that is what begins, on this thread; another one may not run before this one waits.
 fn both<T>(
-    create: impl FnOnce() -> Result<T, Error> + Send,
-    load: impl FnOnce() -> Result<Loaded, Error>,
-) -> Result<(T, Loaded), Error>
-where
-    T: Send,
-{
+    create: impl FnOnce() -> Result<T, Error>,
+    load: impl FnOnce() -> Result<Loaded, Error> + Send,
+) -> Result<(T, Loaded), Error> {
     thread::scope(|scope| {
-        let creating = thread::Builder::new()
-            .name("create-vm".into())
-            .spawn_scoped(scope, create)
+        let loading = thread::Builder::new()
+            .name("load".into())
+            .spawn_scoped(scope, load)
             .map_err(|e| Error::System("start a thread", e))?;
-        let loaded = load();
+        let created = create();
         // It has nothing to panic about; a panic goes on here.
-        let created = creating
+        let loaded = loading
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok((created?, loaded?))

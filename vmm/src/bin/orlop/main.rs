@@ -109,10 +109,33 @@ enum What {
     },
 }
 
+/// `orlop run` alone. To know of the other commands takes a fifth of what is before the guest's first instruction and not the host kernel's.
+#[derive(Parser)]
+#[command(name = "orlop", version)]
+struct Start {
+    #[command(subcommand)]
+    what: OnlyRun,
+}
+
+#[derive(Subcommand)]
+enum OnlyRun {
+    /// Run a VM until it ends
+    #[command(after_help = run::AFTER_HELP)]
+    Run(Box<run::Arguments>),
+}
+
+/// What is asked for. What is wrong with the arguments is said by clap, which ends the process with status 2.
+fn asked() -> What {
+    if std::env::args_os().nth(1).is_some_and(|word| word == "run") {
+        let OnlyRun::Run(arguments) = Start::parse().what;
+        return What::Run(arguments);
+    }
+    Arguments::parse().what
+}
+
 fn main() -> ExitCode {
     logger::install();
-    // What is wrong with the arguments is said by clap, which ends the process with status 2.
-    let result = match Arguments::parse().what {
+    let result = match asked() {
         What::Run(arguments) if arguments.container.image.is_some() => {
             Ok(container::run(*arguments))
         }
@@ -163,5 +186,15 @@ mod tests {
     #[test]
     fn the_arguments_do_not_contradict_each_other() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn run_is_the_same_without_the_other_commands() {
+        let help = |mut all: clap::Command| {
+            all.build();
+            let run = all.find_subcommand_mut("run").unwrap();
+            run.render_long_help().to_string()
+        };
+        assert_eq!(help(Start::command()), help(Arguments::command()));
     }
 }
