@@ -8,6 +8,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::StartError;
+use crate::memory::own_code;
 
 /// A thread that runs until it is told to stop, and then gives back what it worked with. Dropping it stops it too, so no
 /// thread outlives its device.
@@ -86,6 +87,8 @@ pub enum Wake {
 
 /// The stop event's token; the last that a caller would choose.
 const STOP: u64 = u64::MAX;
+/// How long a worker waits that is taken to have nothing to do for longer.
+const REST_MS: i32 = 1000;
 /// As many events as one wait brings.
 const BATCH: usize = 64;
 
@@ -140,17 +143,27 @@ impl Events {
 
     /// Waits, at most `timeout_ms` milliseconds (-1: for ever), and says what is ready; empty when the time ran out.
     /// When the list holds [`Wake::Stop`], it stands last.
+    ///
+    /// Whoever may wait for ever and has done so for a while lets go of the program's code, as the VM's own thread does: a request each minute, as for random
+    /// numbers, would otherwise keep all that it has gone through.
     pub fn wait(&mut self, timeout_ms: i32) -> Vec<Wake> {
-        self.ready.resize(BATCH, EpollEvent::default());
-        let count = loop {
-            match self.epoll.wait(timeout_ms, &mut self.ready) {
-                Ok(count) => break count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    // Only a bad descriptor gets here; without events the worker can only end.
-                    log::error!("epoll_wait: {error}");
-                    return vec![Wake::Stop];
+        let waited = match timeout_ms {
+            -1 => match self.poll(REST_MS) {
+                Ok(0) => {
+                    // It costs memory only, and the VM's own thread says so.
+                    let _ = own_code::let_go();
+                    self.poll(-1)
                 }
+                woken => woken,
+            },
+            _ => self.poll(timeout_ms),
+        };
+        let count = match waited {
+            Ok(count) => count,
+            Err(error) => {
+                // Only a bad descriptor gets here; without events the worker can only end.
+                log::error!("epoll_wait: {error}");
+                return vec![Wake::Stop];
             }
         };
         let (stop, mut ready): (Vec<_>, Vec<_>) = self
@@ -164,6 +177,17 @@ impl Events {
             .partition(|wake| *wake == Wake::Stop);
         ready.extend(stop);
         ready
+    }
+
+    /// Waits, and says how many are ready.
+    fn poll(&mut self, timeout_ms: i32) -> io::Result<usize> {
+        self.ready.resize(BATCH, EpollEvent::default());
+        loop {
+            match self.epoll.wait(timeout_ms, &mut self.ready) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                waited => return waited,
+            }
+        }
     }
 
     fn control(
