@@ -70,6 +70,14 @@ impl Counter {
     /// # Errors
     /// When it cannot be read.
     pub fn end(self) -> Result<Exits> {
+        self.so_far()
+    }
+
+    /// What was counted until now.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn so_far(&self) -> Result<Exits> {
         let read = |event: &str| self.0.read(&format!("events/kvm/{event}/hist"));
         Ok(Exits {
             all: histogram(&read("kvm_exit")?, exit_name),

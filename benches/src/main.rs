@@ -3,6 +3,7 @@
 //! - [`density`]: what many VMs on one host cost, side by side with QEMU's microvm machine;
 //! - [`devices`]: how fast a guest's devices are, side by side with QEMU's machines;
 //! - [`image`]: how soon a command of a container image says something, side by side with runc and a VM of QEMU's;
+//! - [`requests`]: what a request to a disk or a card costs in exits and time, side by side with QEMU's machines;
 //! - [`start`]: how fast a VM starts and what it costs, side by side with QEMU's microvm machine;
 //! - [`pod`]: where the time from `ctr run` to a container's first output goes;
 //! - [`pods`]: what pods take and hold, side by side with runc and crun.
@@ -21,6 +22,7 @@ mod payload;
 mod plot;
 mod pod;
 mod pods;
+mod requests;
 mod start;
 mod trace;
 mod workplace;
@@ -92,6 +94,12 @@ enum What {
         #[arg(long)]
         runs: u32,
     },
+    /// What a request to a guest's disk or card costs, beside QEMU's machines
+    Requests {
+        /// How many guests of each are measured
+        #[arg(long)]
+        runs: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -109,6 +117,7 @@ fn main() -> ExitCode {
         What::Image { runs } => image::measure(runs),
         What::Pod { runs } => pod::measure(runs),
         What::Pods { runs } => pods::measure(runs),
+        What::Requests { runs } => requests::measure(runs),
     };
     match measured {
         Ok(()) => ExitCode::SUCCESS,

@@ -48,6 +48,21 @@ impl Marks {
         })
     }
 
+    /// The time of the next guest's mark, in seconds of the trace's clock.
+    ///
+    /// # Errors
+    /// When there is none within `limit`.
+    pub fn next(&mut self, limit: Duration) -> Result<f64> {
+        let mut time = None;
+        read_until(&mut self.lines, limit, |line| {
+            if line.contains(" kvm_cpuid:") {
+                time = time_of(line);
+            }
+            time.is_some()
+        })?;
+        time.context("the trace's line of the mark has no time")
+    }
+
     /// Seconds from the execution of process `first`'s program until so many guests have given their mark.
     ///
     /// # Errors
@@ -211,10 +226,7 @@ fn read_until(
             }
         }
         if left.is_zero() {
-            bail!(
-                "the guest did not reach user space in {} s",
-                limit.as_secs()
-            );
+            bail!("the guest gave no mark in {} s", limit.as_secs());
         }
     }
 }

@@ -30,6 +30,8 @@ pub enum Subject {
     Pod,
     /// What pods take and hold, side by side with runc and crun
     Pods,
+    /// What a request to a guest's disk or card costs, side by side with QEMU's machines
+    Requests,
     /// A VM's start and its memory, side by side with QEMU's microvm machine
     Start,
 }
@@ -42,6 +44,7 @@ impl Subject {
             Subject::Image => "image",
             Subject::Pod => "pod",
             Subject::Pods => "pods",
+            Subject::Requests => "requests",
             Subject::Start => "start",
         }
     }
@@ -49,10 +52,13 @@ impl Subject {
     /// The virtual host that it is measured in, where there is no hardware virtualisation.
     fn machine(self) -> Machine {
         match self {
-            // What devices do, several threads do at once. Several guests on the one processor of a host that counts instructions did not boot.
-            Subject::Density | Subject::Devices | Subject::Pod | Subject::Pods => {
-                Machine::default()
-            }
+            // What devices do, several threads do at once. Several guests on the one processor of a host that counts instructions did not boot, and one
+            // that writes 4 KiB at a time stood still.
+            Subject::Density
+            | Subject::Devices
+            | Subject::Pod
+            | Subject::Pods
+            | Subject::Requests => Machine::default(),
             // The start of a VM is one thread's work after another's: so it can be counted rather than timed.
             Subject::Image | Subject::Start => Machine {
                 counts_instructions: true,
@@ -71,7 +77,13 @@ pub fn run(subject: Subject, runs: u32, only: &[String], plot: Option<&Path>) ->
     if subject != Subject::Devices && !only.is_empty() {
         bail!("--only names kinds of devices, and is for `bench devices`");
     }
-    if plot.is_some() && matches!(subject, Subject::Image | Subject::Pod | Subject::Pods) {
+    let has_no_plot = [
+        Subject::Image,
+        Subject::Pod,
+        Subject::Pods,
+        Subject::Requests,
+    ];
+    if plot.is_some() && has_no_plot.contains(&subject) {
         bail!("--plot is for `bench start`, `density` and `devices`");
     }
     set_up(subject)?;
@@ -86,7 +98,9 @@ pub fn run(subject: Subject, runs: u32, only: &[String], plot: Option<&Path>) ->
     }
     let limit = match subject {
         // A crowd boots one guest after another there.
-        Subject::Density | Subject::Devices | Subject::Pods => DEVICES_LIMIT * runs,
+        Subject::Density | Subject::Devices | Subject::Pods | Subject::Requests => {
+            DEVICES_LIMIT * runs
+        }
         Subject::Image | Subject::Pod | Subject::Start => {
             (RUN_LIMIT * runs).max(Duration::from_secs(600))
         }
@@ -123,7 +137,7 @@ fn set_up(subject: Subject) -> Result<()> {
     if subject != Subject::Pod {
         setup::own_kernel::build()?;
     }
-    if subject == Subject::Devices {
+    if matches!(subject, Subject::Devices | Subject::Requests) {
         setup::debian::install(setup::debian::TRAFFIC)?;
         setup::debian::install(setup::debian::LOADS)?;
     }

@@ -3,13 +3,12 @@
 //! A guest boots from a disk, does one thing after another ([`loads`]) and powers off. What it does by fio and iperf3 it says on its
 //! console; what it does with streams the host measures ([`host`]).
 
-mod host;
+pub mod host;
 pub mod loads;
-mod root;
+pub mod root;
 
 use std::env;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,12 +25,12 @@ use host::Tap;
 use loads::{Effort, Kind, LOADS, Load, Unit};
 
 /// The host's address on the tap, and the guest's.
-const HOST: &str = "10.78.0.1";
-const GUEST: &str = "10.78.0.2";
+pub const HOST: &str = "10.78.0.1";
+pub const GUEST: &str = "10.78.0.2";
 const TAP: &str = "orlop-bench";
 const MEMORY_MIB: u64 = 256;
-/// The size of the disk that is written to, in memory as all of this is.
-const DISK: u64 = 256 << 20;
+/// The size of the disk that is written to in MiB, in memory as all of this is.
+const DISK: u32 = 256;
 /// How long everything in one guest may take where all is emulated.
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -62,12 +61,11 @@ pub fn measure(runs: u32, kinds: &[Kind], plot: Option<&Path>) -> Result<()> {
     };
     root::make(
         &loads::script(effort),
+        &[],
         &workplace.path("scratch"),
         &devices.root,
     )?;
-    // Filled, for what nobody has written yet is read quicker, and written slower.
-    let mut disk = File::create(&devices.disk)?;
-    io::copy(&mut io::repeat(1).take(DISK), &mut disk)?;
+    host::fill(&devices.disk, DISK)?;
     let mut contenders = vec![
         Contender::Orlop(workplace.orlop()),
         Contender::QemuMicrovm(workplace.emulator()),
@@ -139,7 +137,7 @@ fn has(contender: &Contender, kind: Kind) -> bool {
 }
 
 /// The command by which a guest ends its VM: Firecracker's has nothing that switches it off.
-fn end(contender: &Contender) -> &'static str {
+pub fn end(contender: &Contender) -> &'static str {
     match contender {
         Contender::Firecracker(_) => "reboot",
         _ => "poweroff",

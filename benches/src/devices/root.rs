@@ -12,11 +12,12 @@ use crate::workplace::run;
 /// What makes a load.
 const PROGRAMS: [&str; 3] = ["/usr/bin/fio", "/usr/bin/iperf3", "/usr/bin/socat"];
 
-/// Makes the image of a root file system whose `/init` is `script`. `scratch` is a directory that is not there yet.
+/// Makes the image of a root file system whose `/init` is `script`, with further programs that are linked statically, by their names. `scratch` is a directory
+/// that is not there yet.
 ///
 /// # Errors
 /// When a program is missing, or the image cannot be made.
-pub fn make(script: &str, scratch: &Path, image: &Path) -> Result<()> {
+pub fn make(script: &str, further: &[(&str, &Path)], scratch: &Path, image: &Path) -> Result<()> {
     for directory in ["bin", "dev", "proc", "sys", "tmp", "shared"] {
         fs::create_dir_all(scratch.join(directory))?;
     }
@@ -24,8 +25,12 @@ pub fn make(script: &str, scratch: &Path, image: &Path) -> Result<()> {
     fs::write(&init, script)?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
     fs::copy("/bin/busybox", scratch.join("bin/busybox"))?;
+    for (name, program) in further {
+        fs::copy(program, scratch.join("bin").join(name))
+            .with_context(|| format!("cannot copy {}", program.display()))?;
+    }
     for applet in [
-        "sh", "mount", "ip", "echo", "grep", "tail", "poweroff", "reboot",
+        "sh", "mount", "ip", "echo", "cat", "grep", "sleep", "tail", "poweroff", "reboot",
     ] {
         std::os::unix::fs::symlink("busybox", scratch.join("bin").join(applet))?;
     }

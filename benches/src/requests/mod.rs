@@ -1,0 +1,283 @@
+//! What requests to a guest's devices cost, side by side with QEMU's machines and other VMMs: exits of the guest, and time.
+//!
+//! A guest does one thing after another ([`loads`]), each first a little and then more of it, and gives its mark behind each. The host's kernel has the
+//! time of each mark and the exits until then. The difference, divided by how much more was done, is what one costs.
+
+mod loads;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use orlop_testbed::progress::step;
+use orlop_testbed::setup::build;
+
+use self::loads::{LOADS, MARK, MARKS, SINK, SOURCE};
+use crate::contender::{Contender, Content, Devices, Guest, last_words, versions};
+use crate::counts::Counter;
+use crate::devices::{HOST, end, host, root};
+use crate::figures::{Beside, Better, Comparison, Row, median};
+use crate::trace::Marks;
+use crate::workplace::Workplace;
+
+const TAP: &str = "orlop-bench";
+const MEMORY_MIB: u64 = 256;
+/// The size of the disk in MiB, in memory as all of this is.
+const DISK: u32 = 256;
+/// How long a guest may take from one mark to the next where all is emulated.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// What one of something costs.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Cost {
+    microseconds: f64,
+    /// Exits by their kinds.
+    exits: BTreeMap<String, f64>,
+}
+
+impl Cost {
+    fn exits(&self) -> f64 {
+        self.exits.values().sum()
+    }
+}
+
+/// What the host knew at a mark.
+#[derive(Clone, Debug)]
+struct Seen {
+    seconds: f64,
+    exits: BTreeMap<String, u64>,
+}
+
+/// What a VMM's guests have cost, each a list as [`LOADS`] has it.
+struct Measured {
+    contender: Contender,
+    runs: Vec<Vec<Cost>>,
+}
+
+/// Measures `runs` times for each VMM in turn, and prints tables.
+///
+/// # Errors
+/// When a guest does not do what it is to do.
+pub fn measure(runs: u32) -> Result<()> {
+    let workplace = Workplace::make()?;
+    let devices = Devices {
+        root: workplace.path("root"),
+        disk: workplace.path("disk"),
+        tap: TAP.to_owned(),
+        vsock: workplace.path("vsock"),
+        fs: workplace.path("fs"),
+        order: String::new(),
+    };
+    let mark = build::programs_directory().join("orlop-boot-mark");
+    root::make(
+        &loads::script(),
+        &[(MARK, &mark)],
+        &workplace.path("scratch"),
+        &devices.root,
+    )?;
+    host::fill(&devices.disk, DISK)?;
+    let mut contenders = vec![
+        Contender::Orlop(workplace.orlop()),
+        Contender::QemuMicrovm(workplace.emulator()),
+        Contender::QemuQ35(workplace.emulator()),
+    ];
+    contenders.extend(workplace.named()?);
+    let _tap = host::Tap::make(TAP)?;
+    serve()?;
+    let mut measured: Vec<_> = contenders
+        .into_iter()
+        .map(|contender| Measured {
+            contender,
+            runs: Vec::new(),
+        })
+        .collect();
+    for run in 1..=runs {
+        for measured in &mut measured {
+            let contender = &measured.contender;
+            step(format!("run {run} of {runs}, {}", contender.name()));
+            let costs = one(&workplace, contender, &devices);
+            measured.runs.push(costs.with_context(|| contender.name())?);
+        }
+    }
+    for table in tables(&measured)? {
+        print!("{}", table.table());
+    }
+    print!("{}", versions(measured.iter().map(|it| &it.contender))?);
+    Ok(())
+}
+
+/// Has the host's ends of the guests' connections served from now on.
+fn serve() -> Result<()> {
+    type End = fn(TcpStream) -> io::Result<()>;
+    let ends: [(u16, End); 2] = [
+        (SINK, |mut stream| {
+            io::copy(&mut stream, &mut io::sink()).map(drop)
+        }),
+        (SOURCE, |mut stream| {
+            let bytes = vec![0; 64 << 10];
+            loop {
+                stream.write_all(&bytes)?;
+            }
+        }),
+    ];
+    for (port, end) in ends {
+        let listener = TcpListener::bind((HOST, port))
+            .with_context(|| format!("cannot listen at port {port}"))?;
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // The guest ends it when it has enough, and says so if it has not.
+                let _ = end(stream);
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Starts a guest, which does everything once.
+fn one(workplace: &Workplace, contender: &Contender, devices: &Devices) -> Result<Vec<Cost>> {
+    let devices = Devices {
+        order: format!("end={}", end(contender)),
+        ..devices.clone()
+    };
+    let console = workplace.path("console");
+    let shared = tempfile::tempdir_in("/run")?;
+    let _fs = host::virtiofsd(shared.path(), &devices.fs, &workplace.path("virtiofsd"))?;
+    // One that the last guest's VMM has left.
+    let _ = fs::remove_file(&devices.vsock);
+    let guest = Guest {
+        kernel: workplace.kernel(),
+        vcpus: 1,
+        memory_mib: MEMORY_MIB,
+        content: Content::Devices(devices),
+    };
+    let counter = Counter::begin()?;
+    let mut marks = Marks::begin()?;
+    let vmm = contender.start(&guest, &console)?;
+    let mut seen = Vec::new();
+    for _ in 0..MARKS {
+        let seconds = marks.next(LIMIT);
+        let seconds = seconds.with_context(|| last_words(&console))?;
+        let exits = counter.so_far()?.all;
+        seen.push(Seen { seconds, exits });
+    }
+    vmm.wait(LIMIT).with_context(|| last_words(&console))?;
+    let costs = costs(&seen);
+    for (load, cost) in LOADS.iter().zip(&costs) {
+        step(format!(
+            "{}: {:.1} µs and {:.2} exits a {}: {}",
+            load.what,
+            cost.microseconds,
+            cost.exits(),
+            load.unit,
+            kinds(&cost.exits)
+        ));
+    }
+    Ok(costs)
+}
+
+/// What one of each load costs, by what was seen at the marks.
+fn costs(seen: &[Seen]) -> Vec<Cost> {
+    let cost = |(load, at): (&loads::Load, usize)| {
+        let [before, between, after] = seen.get(at..at + 3)? else {
+            return None;
+        };
+        // Of what only grows.
+        let more = |of: &dyn Fn(&Seen) -> f64| {
+            let (few, many) = (of(between) - of(before), of(after) - of(between));
+            (many - few) / load.more()
+        };
+        let kind = |kind: &String| {
+            let of_kind = |seen: &Seen| seen.exits.get(kind).copied().unwrap_or_default() as f64;
+            (kind.clone(), more(&of_kind))
+        };
+        Some(Cost {
+            microseconds: more(&|seen| seen.seconds) * 1e6,
+            exits: after.exits.keys().map(kind).collect(),
+        })
+    };
+    let places = (0..).step_by(2);
+    LOADS.iter().zip(places).filter_map(cost).collect()
+}
+
+/// Those of which there is one in twenty at least.
+fn kinds(exits: &BTreeMap<String, f64>) -> String {
+    let several = exits.iter().filter(|(_, count)| count.abs() > 0.05);
+    let several = several.map(|(kind, count)| format!("{count:.2} {kind}"));
+    several.collect::<Vec<_>>().join(", ")
+}
+
+fn tables(measured: &[Measured]) -> Result<[Comparison; 2]> {
+    type Figure = fn(&Cost) -> f64;
+    let table = |about, figure: Figure, decimals| -> Result<Comparison> {
+        let mut rows = Vec::new();
+        for (number, load) in LOADS.iter().enumerate() {
+            let of = |measured: &Measured| {
+                let costs = measured.runs.iter().filter_map(|run| run.get(number));
+                median(costs.map(figure)).map(Some)
+            };
+            rows.push(Row {
+                what: format!("{}, a {}", load.what, load.unit),
+                better: Better::Less,
+                decimals,
+                figures: measured.iter().map(of).collect::<Result<_>>()?,
+            });
+        }
+        Ok(Comparison {
+            about,
+            names: measured.iter().map(|it| it.contender.name()).collect(),
+            beside: Beside::Ratio,
+            rows,
+        })
+    };
+    Ok([
+        table("microseconds", |cost| cost.microseconds, 1)?,
+        table("exits", Cost::exits, 2)?,
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_costs_is_the_difference_between_many_and_few() {
+        let seen: Vec<_> = (0..MARKS)
+            .map(|at| {
+                // Each starts at a cost of its own, and does `more()` more the second time, 2 exits each.
+                let twos = (1..=at).filter(|at| at % 2 == 0);
+                let done = twos.map(|at| LOADS[at / 2 - 1].more()).sum::<f64>();
+                Seen {
+                    seconds: at as f64 * 7.0 + done * 3e-6,
+                    exits: BTreeMap::from([
+                        ("HLT".to_owned(), at as u64 * 100 + done as u64 * 2),
+                        ("port".to_owned(), at as u64 * 5),
+                    ]),
+                }
+            })
+            .collect();
+        let costs = costs(&seen);
+        assert_eq!(costs.len(), LOADS.len());
+        for cost in costs {
+            assert!((cost.microseconds - 3.0).abs() < 1e-6, "{cost:?}");
+            assert_eq!(cost.exits(), 2.0);
+            assert_eq!(kinds(&cost.exits), "2.00 HLT");
+        }
+    }
+
+    #[test]
+    fn a_guest_gives_a_mark_behind_all_that_it_does() {
+        let stand_ins = "mount() { :; }; ip() { :; }; dd() { :; }; socat() { :; }; sleep() { :; }; mark() { echo mark; }; cd() { :; }; end=:";
+        let script = format!("{stand_ins}\n{}", loads::script());
+        let directory = tempfile::tempdir().unwrap();
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &script]).current_dir(&directory);
+        let said = shell.output().unwrap();
+        let said = String::from_utf8(said.stdout).unwrap();
+        let marks = said.lines().filter(|line| *line == "mark").count();
+        assert_eq!(marks, MARKS, "{said}");
+    }
+}
