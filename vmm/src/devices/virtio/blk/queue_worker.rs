@@ -63,7 +63,7 @@ impl QueueWorker {
         }
         if let Err(broken) = ended {
             // A used ring that is broken itself has been told already.
-            let _ = self.give_back(&mut done);
+            let _ = self.give_back(&mut done).and_then(|()| self.interrupt());
             self.fault.raise(&broken);
         }
     }
@@ -80,41 +80,54 @@ impl QueueWorker {
                 .map_err(system("wait for the disk"))?;
         }
         let mut done = Vec::new();
-        // Buffers that were made available before the device started may have been announced to nobody.
-        let mut more = true;
+        // First without a kick: buffers that were made available before the device started may have been announced to nobody.
         loop {
-            if more {
-                more = self.take()?;
-            }
-            let turned = self.engine.turn(&mut done);
-            self.give_back(&mut done)?;
-            turned.map_err(system("hand requests to the disk"))?;
+            let more = self.serve(&mut done)?;
             for wake in events.wait(if more { 0 } else { -1 }) {
                 match wake {
                     Wake::Stop => return Ok(()),
-                    Wake::Ready(KICK, _) => more = true,
-                    // The next turn takes what has come.
+                    // Either way there may be more to take, and results.
                     Wake::Ready(..) => {}
                 }
             }
         }
     }
 
-    /// Takes the chains that are available, at most a queue's length of them, and pushes them to the engine. `true`: there is more,
-    /// which no kick will announce.
-    fn take(&mut self) -> Result<bool, queue::Error> {
+    /// Takes what is available and has it done, and again while there was some, for the driver need not kick for what it adds meanwhile. What has ended
+    /// by then is told by one interrupt. `true`: there is more, which no kick will announce.
+    ///
+    /// A driver cannot keep the thread here: it does as much as a queue of its size holds, which takes that many rounds at most.
+    fn serve(&mut self, done: &mut Vec<Job>) -> Result<bool, Broken> {
+        self.queue.queue.disable_kicks(&self.memory)?;
+        let mut room = self.queue.queue.size();
+        let more = loop {
+            let taken = self.take(room)?;
+            let turned = self.engine.turn(done);
+            self.give_back(done)?;
+            turned.map_err(|source| Broken::System {
+                what: "hand requests to the disk",
+                source,
+            })?;
+            // One that has taken nothing counts as well: what is available is the driver's word, which it may take back.
+            room = room.saturating_sub(taken.max(1));
+            if room == 0 {
+                break true;
+            }
+            if taken == 0 && !self.queue.queue.enable_kicks(&self.memory)? {
+                break false;
+            }
+        };
+        self.interrupt()?;
+        Ok(more)
+    }
+
+    /// Takes the chains that are available, `most` of them at most, and pushes them to the engine. Says how many.
+    fn take(&mut self, most: u16) -> Result<u16, queue::Error> {
         let memory = &self.memory;
         let queue = &mut self.queue.queue;
-        queue.disable_kicks(memory)?;
-        let mut refused = false;
-        let mut more = true;
-        for _ in 0..queue.size() {
+        for taken in 0..most {
             let Some(chain) = queue.pop(memory)? else {
-                if queue.enable_kicks(memory)? {
-                    continue;
-                }
-                more = false;
-                break;
+                return Ok(taken);
             };
             match Request::parse(&chain, memory, &self.disk.image, self.allowed)? {
                 Ok(request) => {
@@ -124,27 +137,20 @@ impl QueueWorker {
                 Err(status) => {
                     let written = self.disk.answer(memory, &chain, status, 0)?;
                     queue.complete(memory, chain.head(), written)?;
-                    refused = true;
                 }
             }
         }
-        if refused {
-            self.interrupt()?;
-        }
-        Ok(more)
+        Ok(most)
     }
 
-    /// Answers jobs that have ended, and gives their chains back to the driver.
+    /// Answers jobs that have ended, and gives their chains back to the driver, which is not told yet.
     fn give_back(&mut self, done: &mut Vec<Job>) -> Result<(), queue::Error> {
-        if done.is_empty() {
-            return Ok(());
-        }
         for job in done.drain(..) {
             let written = self.disk.finish(&self.memory, &job)?;
             let head = job.chain().head();
             self.queue.queue.complete(&self.memory, head, written)?;
         }
-        self.interrupt()
+        Ok(())
     }
 
     /// Interrupts the driver for what was given back, if it wants to be.
