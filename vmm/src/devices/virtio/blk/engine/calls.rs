@@ -43,7 +43,7 @@ impl Calls {
 }
 
 /// Does one operation.
-fn call(file: &File, job: &Job, op: Op) -> io::Result<usize> {
+pub(super) fn call(file: &File, job: &Job, op: Op) -> io::Result<usize> {
     match op {
         Op::Read { offset } => guest_io::read_at(file, offset, job.pieces()),
         Op::Write { offset } => guest_io::write_at(file, offset, job.pieces()),

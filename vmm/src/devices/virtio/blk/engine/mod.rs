@@ -2,11 +2,12 @@
 //!
 //! What a request takes is a [`Job`]: a series of single operations, of which there is always one at a time. An engine only does
 //! operations, and tells the job how they went: [`ring`] hands those of many jobs to the kernel in one call and takes their results as
-//! they come, in any order; [`calls`] makes a call for each and waits for it. So both do the same to the disk and to guest memory, and
+//! they come, in any order, but for small writes to files ([`at_once`]); [`calls`] makes a call for each and waits for it. So both do the same to the disk and to guest memory, and
 //! differ in time only.
 //!
 //! An engine belongs to one queue and its thread. It holds no more jobs than the queue has descriptors, since each has a head.
 
+mod at_once;
 mod calls;
 mod job;
 mod ring;

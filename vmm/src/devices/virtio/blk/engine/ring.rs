@@ -19,6 +19,7 @@ use std::time::Duration;
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode, squeue};
 
+use super::at_once::AtOnce;
 use super::job::{Job, Op, zeroes};
 
 /// The disk's place among the ring's registered files.
@@ -31,6 +32,10 @@ const PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub struct Ring {
     ring: Uring,
+    /// What makes small writes, where the ring would only hand them on.
+    at_once: Option<AtOnce>,
+    /// The jobs that it makes in the next turn.
+    small: Vec<Job>,
     /// The jobs in flight, each in the slot of its head.
     slots: Vec<Option<Job>>,
     in_flight: usize,
@@ -72,6 +77,8 @@ impl Ring {
         submitter.register_files(&[file.as_raw_fd()])?;
         Ok(Ring {
             ring: Uring(ring),
+            at_once: AtOnce::on(file)?,
+            small: Vec::new(),
             slots: (0..size).map(|_| None).collect(),
             in_flight: 0,
             ended: Vec::new(),
@@ -90,8 +97,12 @@ impl Ring {
         self.calls
     }
 
-    /// Puts a job's next operation into the submission queue.
+    /// Puts a job's next operation into the submission queue, or has it made in the next turn.
     pub fn push(&mut self, mut job: Job) {
+        if self.at_once.as_ref().is_some_and(|it| it.takes(&job)) {
+            self.small.push(job);
+            return;
+        }
         let Some(op) = job.next() else {
             self.ended.push(job);
             return;
@@ -119,6 +130,7 @@ impl Ring {
     /// When the kernel does not take it.
     pub fn turn(&mut self, done: &mut Vec<Job>) -> io::Result<()> {
         loop {
+            self.make_small();
             if !self.ring.0.submission().is_empty() {
                 self.enter(0)?;
             }
@@ -133,12 +145,33 @@ impl Ring {
     /// # Errors
     /// When that cannot be waited for.
     pub fn drain(&mut self, done: &mut Vec<Job>) -> io::Result<()> {
+        self.make_small();
         self.take(done);
         while self.in_flight > 0 {
             self.enter(1)?;
             self.take(done);
+            self.make_small();
         }
+        done.append(&mut self.ended);
         Ok(())
+    }
+
+    /// Makes all small writes that were pushed, to their ends but for a sync, which is the ring's.
+    fn make_small(&mut self) {
+        let Some(at_once) = &mut self.at_once else {
+            return;
+        };
+        let mut small = mem::take(&mut self.small);
+        for job in &mut small {
+            // What is short is continued.
+            while matches!(job.next(), Some(Op::Write { .. })) {
+                at_once.make(job);
+            }
+        }
+        for job in small.drain(..) {
+            self.push(job);
+        }
+        self.small = small;
     }
 
     /// Hands over what was pushed, and waits for so many results.

@@ -34,7 +34,7 @@ fn jobs(requests: &[Request], bytes: u32, durable: bool) -> Vec<Job> {
     requests.iter().map(&mut job).collect()
 }
 
-fn job(request: Request, bytes: u32, durable: bool) -> Job {
+pub(super) fn job(request: Request, bytes: u32, durable: bool) -> Job {
     jobs(&[request], bytes, durable).remove(0)
 }
 
@@ -213,6 +213,27 @@ fn all_that_was_pushed_goes_to_the_kernel_in_one_call() {
     assert_eq!(ring.calls(), 1);
     ring.drain(&mut done).unwrap();
     assert_eq!(done.len(), 60);
+    for job in done {
+        job.result().as_ref().unwrap();
+    }
+}
+
+#[test]
+fn small_writes_to_a_file_are_made_without_the_ring_which_makes_them_durable() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(512).unwrap();
+    let Some(mut ring) = ring(&file) else { return };
+    let write = |len| Request::Write { offset: 0, len };
+    let mut done = Vec::new();
+    // The last one is too large for that.
+    for (len, durable, calls) in [(512, false, 0), (512, true, 1), (68 << 10, false, 1)] {
+        let before = ring.calls();
+        ring.push(job(write(len), len as u32, durable));
+        ring.turn(&mut done).unwrap();
+        assert_eq!(ring.calls() - before, calls, "{len} bytes");
+        ring.drain(&mut done).unwrap();
+    }
+    assert_eq!(done.len(), 3);
     for job in done {
         job.result().as_ref().unwrap();
     }
