@@ -28,8 +28,8 @@ const MANY: u32 = 8;
 /// How long one start may take where everything is emulated.
 const LIMIT: Duration = Duration::from_secs(120);
 /// How long a guest that has reached user space is left alone before it is looked at what its VMM holds: longer than a guest waits until it tells of
-/// free memory, and a VMM until it lets go of what it does not need.
-const SETTLE: Duration = Duration::from_secs(10);
+/// free memory, and a VMM until it lets go of what it does not need. Not ten seconds: that is when Linux asks for random numbers once more.
+const SETTLE: Duration = Duration::from_secs(13);
 
 /// One start.
 #[derive(Clone, Copy)]
