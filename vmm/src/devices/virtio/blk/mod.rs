@@ -8,6 +8,7 @@ mod config;
 mod disk;
 mod engine;
 mod image;
+mod patience;
 mod queue_worker;
 mod request;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use self::disk::Disk;
 use self::engine::Engine;
 use self::image::Image;
 pub use self::image::{OpenError, Serial};
+use self::patience::Patience;
 use self::queue_worker::QueueWorker;
 use self::request::Allowed;
 use super::worker::Worker;
@@ -154,6 +156,7 @@ impl Device for Blk {
                 memory: active.memory.clone(),
                 queue,
                 engine,
+                patience: Patience::default(),
                 fault: active.fault.clone(),
                 allowed,
                 write_through,

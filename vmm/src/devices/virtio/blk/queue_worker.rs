@@ -9,17 +9,22 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::EventSet;
 
 use super::disk::Disk;
 use super::engine::{Engine, Job};
+use super::patience::Patience;
 use super::request::{Allowed, Request};
 use crate::devices::virtio::worker::{Events, Wake};
 use crate::devices::virtio::{ActiveQueue, Fault, GuestMemory, queue};
 
 const KICK: u64 = 0;
 const ENGINE: u64 = 1;
+
+/// How long further requests are looked for at most, whatever has been done.
+const LOOK_MOST: Duration = Duration::from_micros(500);
 
 /// What the thread works with.
 pub struct QueueWorker {
@@ -31,6 +36,8 @@ pub struct QueueWorker {
     pub queue: ActiveQueue,
     /// What does its requests.
     pub engine: Engine,
+    /// For further requests, before the driver is told.
+    pub patience: Patience,
     /// For what the guest gets wrong.
     pub fault: Fault,
     /// What the driver may ask.
@@ -96,25 +103,52 @@ impl QueueWorker {
     /// Takes what is available and has it done, and again while there was some, for the driver need not kick for what it adds meanwhile. What has ended
     /// by then is told by one interrupt. `true`: there is more, which no kick will announce.
     ///
-    /// A driver cannot keep the thread here: it does as much as a queue of its size holds, which takes that many rounds at most.
+    /// Where that has paid lately, it is looked for more as long again as the work has taken ([`Patience`]). A driver cannot keep the thread here: it does as
+    /// much as a queue of its size holds.
     fn serve(&mut self, done: &mut Vec<Job>) -> Result<bool, Broken> {
         self.queue.queue.disable_kicks(&self.memory)?;
+        let begun = Instant::now();
         let mut room = self.queue.queue.size();
+        let mut any_done = false;
+        let mut looks_until = None;
         let more = loop {
             let taken = self.take(room)?;
             let turned = self.engine.turn(done);
+            any_done |= !done.is_empty();
             self.give_back(done)?;
             turned.map_err(|source| Broken::System {
                 what: "hand requests to the disk",
                 source,
             })?;
-            // One that has taken nothing counts as well: what is available is the driver's word, which it may take back.
-            room = room.saturating_sub(taken.max(1));
-            if room == 0 {
-                break true;
+            if taken > 0 {
+                if looks_until.take().is_some() {
+                    self.patience.paid();
+                }
+                room = room.saturating_sub(taken);
+                if room == 0 {
+                    break true;
+                }
+                continue;
             }
-            if taken == 0 && !self.queue.queue.enable_kicks(&self.memory)? {
-                break false;
+            match looks_until {
+                None if any_done && self.patience.has() => {
+                    let now = Instant::now();
+                    looks_until = Some(now + now.duration_since(begun).min(LOOK_MOST));
+                }
+                Some(end) if Instant::now() < end => std::hint::spin_loop(),
+                _ => {
+                    if looks_until.take().is_some() {
+                        self.patience.was_in_vain();
+                    }
+                    if !self.queue.queue.enable_kicks(&self.memory)? {
+                        break false;
+                    }
+                    // What is available is the driver's word, which it may take back.
+                    room -= 1;
+                    if room == 0 {
+                        break true;
+                    }
+                }
             }
         };
         self.interrupt()?;
