@@ -5,7 +5,7 @@
 
 pub mod host;
 pub mod loads;
-pub mod root;
+mod root;
 
 use std::env;
 use std::fs;
@@ -27,8 +27,8 @@ use loads::{Effort, Kind, LOADS, Load, Unit};
 /// The host's address on the tap, and the guest's.
 pub const HOST: &str = "10.78.0.1";
 pub const GUEST: &str = "10.78.0.2";
-const TAP: &str = "orlop-bench";
-const MEMORY_MIB: u64 = 256;
+pub const TAP: &str = "orlop-bench";
+pub const MEMORY_MIB: u64 = 256;
 /// The size of the disk that is written to in MiB, in memory as all of this is.
 const DISK: u32 = 256;
 /// How long everything in one guest may take where all is emulated.
@@ -46,35 +46,16 @@ pub fn measure(runs: u32, kinds: &[Kind], plot: Option<&Path>) -> Result<()> {
     let wanted = |(_, load): &(usize, &Load)| kinds.is_empty() || kinds.contains(&load.kind);
     let loads = LOADS.iter().enumerate().filter(wanted);
     let numbers: Vec<usize> = loads.map(|(number, _)| number).collect();
-    let devices = Devices {
-        root: workplace.path("root"),
-        disk: workplace.path("disk"),
-        tap: TAP.to_owned(),
-        vsock: workplace.path("vsock"),
-        fs: workplace.path("fs"),
-        order: String::new(),
-    };
     let effort = if env::var_os(INSIDE_VARIABLE).is_some() {
         Effort::EMULATED
     } else {
         Effort::FULL
     };
-    root::make(
-        &loads::script(effort),
-        &[],
-        &workplace.path("scratch"),
-        &devices.root,
-    )?;
-    host::fill(&devices.disk, DISK)?;
-    let mut contenders = vec![
-        Contender::Orlop(workplace.orlop()),
-        Contender::QemuMicrovm(workplace.emulator()),
-        Contender::QemuQ35(workplace.emulator()),
-    ];
-    contenders.extend(workplace.named()?);
+    let devices = prepare(&workplace, &loads::script(effort), &[])?;
     let tap = Tap::make(TAP)?;
     let iperf = host::iperf(&workplace.path("iperf"))?;
-    let mut measured: Vec<_> = contenders.into_iter().map(Measured::new).collect();
+    let contenders = contenders(&workplace)?.into_iter();
+    let mut measured: Vec<_> = contenders.map(Measured::new).collect();
     for run in 1..=runs {
         for measured in &mut measured {
             let contender = &measured.contender;
@@ -100,6 +81,39 @@ pub fn measure(runs: u32, kinds: &[Kind], plot: Option<&Path>) -> Result<()> {
         plot::draw(file, title, &[&comparison])?;
     }
     Ok(())
+}
+
+/// Makes the disks of guests whose process 1 is `script`, with the `further` programs of [`root::make`], and names the other devices.
+///
+/// # Errors
+/// When a disk cannot be made.
+pub fn prepare(workplace: &Workplace, script: &str, further: &[(&str, &Path)]) -> Result<Devices> {
+    let devices = Devices {
+        root: workplace.path("root"),
+        disk: workplace.path("disk"),
+        tap: TAP.to_owned(),
+        vsock: workplace.path("vsock"),
+        fs: workplace.path("fs"),
+        order: String::new(),
+    };
+    let scratch = workplace.path("scratch");
+    root::make(script, further, &scratch, &devices.root)?;
+    host::fill(&devices.disk, DISK)?;
+    Ok(devices)
+}
+
+/// The VMMs whose guests' devices are compared, Orlop first.
+///
+/// # Errors
+/// As [`Workplace::named`].
+pub fn contenders(workplace: &Workplace) -> Result<Vec<Contender>> {
+    let mut contenders = vec![
+        Contender::Orlop(workplace.orlop()),
+        Contender::QemuMicrovm(workplace.emulator()),
+        Contender::QemuQ35(workplace.emulator()),
+    ];
+    contenders.extend(workplace.named()?);
+    Ok(contenders)
 }
 
 /// What a VMM's guests did.

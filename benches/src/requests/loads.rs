@@ -1,7 +1,7 @@
 //! What a guest does for its requests to be counted: each thing twice, first a little and then more of it. What is told apart is the difference, so
 //! that the start of a program, and its end, cost nothing.
 
-use super::super::devices::{GUEST, HOST};
+use crate::devices::{GUEST, HOST};
 
 /// How long the guest is idle behind each mark, so that the host can read what it has counted until then.
 const REST: &str = "0.3";

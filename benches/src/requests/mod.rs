@@ -19,15 +19,11 @@ use orlop_testbed::setup::build;
 use self::loads::{LOADS, MARK, MARKS, SINK, SOURCE};
 use crate::contender::{Contender, Content, Devices, Guest, last_words, versions};
 use crate::counts::Counter;
-use crate::devices::{HOST, end, host, root};
+use crate::devices::{HOST, MEMORY_MIB, TAP, contenders, end, host, prepare};
 use crate::figures::{Beside, Better, Comparison, Row, median};
 use crate::trace::Marks;
 use crate::workplace::Workplace;
 
-const TAP: &str = "orlop-bench";
-const MEMORY_MIB: u64 = 256;
-/// The size of the disk in MiB, in memory as all of this is.
-const DISK: u32 = 256;
 /// How long a guest may take from one mark to the next where all is emulated.
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -64,31 +60,11 @@ struct Measured {
 /// When a guest does not do what it is to do.
 pub fn measure(runs: u32) -> Result<()> {
     let workplace = Workplace::make()?;
-    let devices = Devices {
-        root: workplace.path("root"),
-        disk: workplace.path("disk"),
-        tap: TAP.to_owned(),
-        vsock: workplace.path("vsock"),
-        fs: workplace.path("fs"),
-        order: String::new(),
-    };
     let mark = build::programs_directory().join("orlop-boot-mark");
-    root::make(
-        &loads::script(),
-        &[(MARK, &mark)],
-        &workplace.path("scratch"),
-        &devices.root,
-    )?;
-    host::fill(&devices.disk, DISK)?;
-    let mut contenders = vec![
-        Contender::Orlop(workplace.orlop()),
-        Contender::QemuMicrovm(workplace.emulator()),
-        Contender::QemuQ35(workplace.emulator()),
-    ];
-    contenders.extend(workplace.named()?);
+    let devices = prepare(&workplace, &loads::script(), &[(MARK, &mark)])?;
     let _tap = host::Tap::make(TAP)?;
     serve()?;
-    let mut measured: Vec<_> = contenders
+    let mut measured: Vec<_> = contenders(&workplace)?
         .into_iter()
         .map(|contender| Measured {
             contender,

@@ -109,7 +109,7 @@ enum What {
     },
 }
 
-/// `orlop run` alone. To know of the other commands takes a fifth of what is before the guest's first instruction and not the host kernel's.
+/// `orlop run` alone. To know of the other commands takes a quarter of the program's instructions until the kernel is opened.
 #[derive(Parser)]
 #[command(name = "orlop", version)]
 struct Start {

@@ -98,11 +98,16 @@ impl Ring {
     }
 
     /// Puts a job's next operation into the submission queue, or has it made in the next turn.
-    pub fn push(&mut self, mut job: Job) {
+    pub fn push(&mut self, job: Job) {
         if self.at_once.as_ref().is_some_and(|it| it.takes(&job)) {
             self.small.push(job);
-            return;
+        } else {
+            self.submit(job);
         }
+    }
+
+    /// Puts a job's next operation into the submission queue.
+    fn submit(&mut self, mut job: Job) {
         let Some(op) = job.next() else {
             self.ended.push(job);
             return;
@@ -156,20 +161,20 @@ impl Ring {
         Ok(())
     }
 
-    /// Makes all small writes that were pushed, to their ends but for a sync, which is the ring's.
+    /// Makes the small writes that were pushed, to their ends but for a sync, which is the ring's.
     fn make_small(&mut self) {
         let Some(at_once) = &mut self.at_once else {
             return;
         };
         let mut small = mem::take(&mut self.small);
         for job in &mut small {
-            // What is short is continued.
-            while matches!(job.next(), Some(Op::Write { .. })) {
+            // What is short is continued. Behind one that was slow all are the ring's.
+            while at_once.takes(job) {
                 at_once.make(job);
             }
         }
         for job in small.drain(..) {
-            self.push(job);
+            self.submit(job);
         }
         self.small = small;
     }
