@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use self::disk::Disk;
 use self::engine::Engine;
@@ -156,7 +157,7 @@ impl Device for Blk {
                 memory: active.memory.clone(),
                 queue,
                 engine,
-                patience: Patience::default(),
+                patience: Patience::new(Instant::now()),
                 fault: active.fault.clone(),
                 allowed,
                 write_through,

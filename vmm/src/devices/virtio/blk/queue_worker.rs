@@ -8,8 +8,10 @@
 //! driver still gets them, and then hears of the fault. The other queues of a disk with a fault go on until the driver resets it.
 
 use std::io;
+use std::mem;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Instant;
 
 use vmm_sys_util::epoll::EventSet;
 
@@ -23,8 +25,8 @@ use crate::devices::virtio::{ActiveQueue, Fault, GuestMemory, queue};
 const KICK: u64 = 0;
 const ENGINE: u64 = 1;
 
-/// How long further requests are looked for at most, whatever has been done.
-const LOOK_MOST: Duration = Duration::from_micros(500);
+/// As many bytes as the driver is told of before more is done: to copy them takes longer than to tell, and the guest can go on with them meanwhile.
+const LOT: usize = 256 << 10;
 
 /// What the thread works with.
 pub struct QueueWorker {
@@ -101,72 +103,67 @@ impl QueueWorker {
     }
 
     /// Takes what is available and has it done, and again while there was some, for the driver need not kick for what it adds meanwhile. What has ended
-    /// by then is told by one interrupt. `true`: there is more, which no kick will announce.
+    /// by then is told by one interrupt, if it is no [`LOT`]. `true`: there is more, which no kick will announce.
     ///
-    /// Where that has paid lately, it is looked for more as long again as the work has taken ([`Patience`]). A driver cannot keep the thread here: it does as
+    /// Where that has paid lately, it is looked for more ([`Patience`]). A driver cannot keep the thread here: it does as
     /// much as a queue of its size holds.
     fn serve(&mut self, done: &mut Vec<Job>) -> Result<bool, Broken> {
         self.queue.queue.disable_kicks(&self.memory)?;
-        let begun = Instant::now();
+        self.patience.begin(Instant::now());
         let mut room = self.queue.queue.size();
-        let mut any_done = false;
-        let mut looks_until = None;
+        let mut untold = 0;
         let more = loop {
             let taken = self.take(room)?;
+            if taken > 0 {
+                self.patience.came(Instant::now());
+            }
             let turned = self.engine.turn(done);
-            any_done |= !done.is_empty();
+            untold += done.len() as u32;
+            let bytes: usize = done.iter().map(|job| job.request().bytes()).sum();
             self.give_back(done)?;
+            if bytes >= LOT {
+                self.tell(&mut untold)?;
+            }
             turned.map_err(|source| Broken::System {
                 what: "hand requests to the disk",
                 source,
             })?;
-            if taken > 0 {
-                if looks_until.take().is_some() {
-                    self.patience.paid();
+            room = room.saturating_sub(taken);
+            if taken == 0 {
+                if untold > 0 && self.patience.looks(untold, Instant::now()) {
+                    // The guest may have no other processor to ask on.
+                    thread::yield_now();
+                    continue;
                 }
-                room = room.saturating_sub(taken);
-                if room == 0 {
-                    break true;
+                if !self.queue.queue.enable_kicks(&self.memory)? {
+                    break false;
                 }
-                continue;
+                // What is available is the driver's word, which it may take back.
+                room -= 1;
             }
-            match looks_until {
-                None if any_done && self.patience.has() => {
-                    let now = Instant::now();
-                    looks_until = Some(now + now.duration_since(begun).min(LOOK_MOST));
-                }
-                Some(end) if Instant::now() < end => std::hint::spin_loop(),
-                _ => {
-                    if looks_until.take().is_some() {
-                        self.patience.was_in_vain();
-                    }
-                    if !self.queue.queue.enable_kicks(&self.memory)? {
-                        break false;
-                    }
-                    // What is available is the driver's word, which it may take back.
-                    room -= 1;
-                    if room == 0 {
-                        break true;
-                    }
-                }
+            if room == 0 {
+                break true;
             }
         };
-        self.interrupt()?;
+        self.tell(&mut untold)?;
         Ok(more)
     }
 
-    /// Takes the chains that are available, `most` of them at most, and pushes them to the engine. Says how many.
+    /// Takes the chains that are available, `most` of them at most and no more than a [`LOT`], and pushes them to the engine. Says how many.
     fn take(&mut self, most: u16) -> Result<u16, queue::Error> {
         let memory = &self.memory;
         let queue = &mut self.queue.queue;
-        for taken in 0..most {
+        let (mut taken, mut bytes) = (0, 0);
+        while taken < most && bytes < LOT {
             let Some(chain) = queue.pop(memory)? else {
-                return Ok(taken);
+                break;
             };
+            taken += 1;
             match Request::parse(&chain, memory, &self.disk.image, self.allowed)? {
                 Ok(request) => {
                     let job = Job::new(chain, request, memory, self.write_through)?;
                     self.engine.push(job);
+                    bytes += request.bytes();
                 }
                 Err(status) => {
                     let written = self.disk.answer(memory, &chain, status, 0)?;
@@ -174,7 +171,7 @@ impl QueueWorker {
                 }
             }
         }
-        Ok(most)
+        Ok(taken)
     }
 
     /// Answers jobs that have ended, and gives their chains back to the driver, which is not told yet.
@@ -185,6 +182,15 @@ impl QueueWorker {
             self.queue.queue.complete(&self.memory, head, written)?;
         }
         Ok(())
+    }
+
+    /// Tells the driver of so many requests that were given back, and perhaps of some that could not be done.
+    fn tell(&mut self, untold: &mut u32) -> Result<(), queue::Error> {
+        let untold = mem::take(untold);
+        if untold > 0 {
+            self.patience.told(untold);
+        }
+        self.interrupt()
     }
 
     /// Interrupts the driver for what was given back, if it wants to be.

@@ -87,6 +87,17 @@ pub struct Allowed {
 }
 
 impl Request {
+    /// How many bytes are copied for it.
+    pub fn bytes(&self) -> usize {
+        match *self {
+            Request::Read { len, .. } | Request::Write { len, .. } | Request::Id { len } => len,
+            Request::Flush
+            | Request::Discard { .. }
+            | Request::WriteZeroes { .. }
+            | Request::Nothing => 0,
+        }
+    }
+
     /// What `chain` asks of `image`; the header is read once. `Err` is the answer to a request that cannot be done.
     ///
     /// # Errors
