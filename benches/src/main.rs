@@ -99,6 +99,9 @@ enum What {
         /// How many guests of each are measured
         #[arg(long)]
         runs: u32,
+        /// The loads that have these in their names, as `net` or `reads`; all of them if none is named
+        #[arg(long, value_delimiter = ',', value_name = "WORDS")]
+        only: Vec<String>,
     },
 }
 
@@ -117,7 +120,7 @@ fn main() -> ExitCode {
         What::Image { runs } => image::measure(runs),
         What::Pod { runs } => pod::measure(runs),
         What::Pods { runs } => pods::measure(runs),
-        What::Requests { runs } => requests::measure(runs),
+        What::Requests { runs, only } => requests::measure(runs, &only),
     };
     match measured {
         Ok(()) => ExitCode::SUCCESS,

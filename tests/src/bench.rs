@@ -68,14 +68,15 @@ impl Subject {
     }
 }
 
-/// Sets this machine up and measures `runs` times where KVM is; of devices those kinds that are in `only`, or all if it is empty. How Orlop compares
+/// Sets this machine up and measures `runs` times where KVM is; of devices and requests those that are named in `only`, or all if it is empty. How Orlop compares
 /// is drawn in the file `plot`.
 ///
 /// # Errors
 /// When something cannot be installed, built or started.
 pub fn run(subject: Subject, runs: u32, only: &[String], plot: Option<&Path>) -> Result<ExitCode> {
-    if subject != Subject::Devices && !only.is_empty() {
-        bail!("--only names kinds of devices, and is for `bench devices`");
+    let has_parts = matches!(subject, Subject::Devices | Subject::Requests);
+    if !has_parts && !only.is_empty() {
+        bail!("--only is for `bench devices` and `bench requests`");
     }
     let has_no_plot = [
         Subject::Image,

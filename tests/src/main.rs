@@ -71,8 +71,8 @@ enum What {
         /// How many runs are measured
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
         runs: u32,
-        /// Which kinds of devices (blk, net, vsock, fs), separated by commas
-        #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+        /// Of `devices` these kinds (blk, net, vsock, fs), of `requests` those with these words in their names; separated by commas
+        #[arg(long, value_name = "NAMES", value_delimiter = ',')]
         only: Vec<String>,
         /// Draw how far Orlop is ahead, as an SVG file (start, density, devices)
         #[arg(long, value_name = "FILE", conflicts_with = "check")]

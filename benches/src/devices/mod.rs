@@ -30,7 +30,7 @@ pub const GUEST: &str = "10.78.0.2";
 pub const TAP: &str = "orlop-bench";
 pub const MEMORY_MIB: u64 = 256;
 /// The size of the disk that is written to in MiB, in memory as all of this is.
-const DISK: u32 = 256;
+const DISK: u32 = 1024;
 /// How long everything in one guest may take where all is emulated.
 const LIMIT: Duration = Duration::from_secs(300);
 

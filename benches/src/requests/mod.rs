@@ -12,11 +12,11 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use orlop_testbed::progress::step;
 use orlop_testbed::setup::build;
 
-use self::loads::{LOADS, MARK, MARKS, SINK, SOURCE};
+use self::loads::{Load, MARK, SINK, SOURCE};
 use crate::contender::{Contender, Content, Devices, Guest, last_words, versions};
 use crate::counts::Counter;
 use crate::devices::{HOST, MEMORY_MIB, TAP, contenders, end, host, prepare};
@@ -48,20 +48,22 @@ struct Seen {
     exits: BTreeMap<String, u64>,
 }
 
-/// What a VMM's guests have cost, each a list as [`LOADS`] has it.
+/// What a VMM's guests have cost, each a list as that of the loads.
 struct Measured {
     contender: Contender,
     runs: Vec<Vec<Cost>>,
 }
 
-/// Measures `runs` times for each VMM in turn, and prints tables.
+/// Measures the loads that [`loads::named`] has for `only`, `runs` times for each VMM in turn, and prints tables.
 ///
 /// # Errors
-/// When a guest does not do what it is to do.
-pub fn measure(runs: u32) -> Result<()> {
+/// When no load is named so, or a guest does not do what it is to do.
+pub fn measure(runs: u32, only: &[String]) -> Result<()> {
+    let loads = loads::named(only);
+    ensure!(!loads.is_empty(), "no load's name has {only:?} in it");
     let workplace = Workplace::make()?;
     let mark = build::programs_directory().join("orlop-boot-mark");
-    let devices = prepare(&workplace, &loads::script(), &[(MARK, &mark)])?;
+    let devices = prepare(&workplace, &loads::script(&loads), &[(MARK, &mark)])?;
     let _tap = host::Tap::make(TAP)?;
     serve()?;
     let mut measured: Vec<_> = contenders(&workplace)?
@@ -75,11 +77,11 @@ pub fn measure(runs: u32) -> Result<()> {
         for measured in &mut measured {
             let contender = &measured.contender;
             step(format!("run {run} of {runs}, {}", contender.name()));
-            let costs = one(&workplace, contender, &devices);
+            let costs = one(&workplace, contender, &devices, &loads);
             measured.runs.push(costs.with_context(|| contender.name())?);
         }
     }
-    for table in tables(&measured)? {
+    for table in tables(&measured, &loads)? {
         print!("{}", table.table());
     }
     print!("{}", versions(measured.iter().map(|it| &it.contender))?);
@@ -114,7 +116,12 @@ fn serve() -> Result<()> {
 }
 
 /// Starts a guest, which does everything once.
-fn one(workplace: &Workplace, contender: &Contender, devices: &Devices) -> Result<Vec<Cost>> {
+fn one(
+    workplace: &Workplace,
+    contender: &Contender,
+    devices: &Devices,
+    loads: &[&Load],
+) -> Result<Vec<Cost>> {
     let devices = Devices {
         order: format!("end={}", end(contender)),
         ..devices.clone()
@@ -134,15 +141,15 @@ fn one(workplace: &Workplace, contender: &Contender, devices: &Devices) -> Resul
     let mut marks = Marks::begin()?;
     let vmm = contender.start(&guest, &console)?;
     let mut seen = Vec::new();
-    for _ in 0..MARKS {
+    for _ in 0..loads::marks(loads) {
         let seconds = marks.next(LIMIT);
         let seconds = seconds.with_context(|| last_words(&console))?;
         let exits = counter.so_far()?.all;
         seen.push(Seen { seconds, exits });
     }
     vmm.wait(LIMIT).with_context(|| last_words(&console))?;
-    let costs = costs(&seen);
-    for (load, cost) in LOADS.iter().zip(&costs) {
+    let costs = costs(loads, &seen);
+    for (load, cost) in loads.iter().zip(&costs) {
         step(format!(
             "{}: {:.1} µs and {:.2} exits a {}: {}",
             load.what,
@@ -156,8 +163,8 @@ fn one(workplace: &Workplace, contender: &Contender, devices: &Devices) -> Resul
 }
 
 /// What one of each load costs, by what was seen at the marks.
-fn costs(seen: &[Seen]) -> Vec<Cost> {
-    let cost = |(load, at): (&loads::Load, usize)| {
+fn costs(loads: &[&Load], seen: &[Seen]) -> Vec<Cost> {
+    let cost = |(load, at): (&&Load, usize)| {
         let [before, between, after] = seen.get(at..at + 3)? else {
             return None;
         };
@@ -176,7 +183,7 @@ fn costs(seen: &[Seen]) -> Vec<Cost> {
         })
     };
     let places = (0..).step_by(2);
-    LOADS.iter().zip(places).filter_map(cost).collect()
+    loads.iter().zip(places).filter_map(cost).collect()
 }
 
 /// Those of which there is one in twenty at least.
@@ -186,11 +193,11 @@ fn kinds(exits: &BTreeMap<String, f64>) -> String {
     several.collect::<Vec<_>>().join(", ")
 }
 
-fn tables(measured: &[Measured]) -> Result<[Comparison; 2]> {
+fn tables(measured: &[Measured], loads: &[&Load]) -> Result<[Comparison; 2]> {
     type Figure = fn(&Cost) -> f64;
     let table = |about, figure: Figure, decimals| -> Result<Comparison> {
         let mut rows = Vec::new();
-        for (number, load) in LOADS.iter().enumerate() {
+        for (number, load) in loads.iter().enumerate() {
             let of = |measured: &Measured| {
                 let costs = measured.runs.iter().filter_map(|run| run.get(number));
                 median(costs.map(figure)).map(Some)
@@ -221,11 +228,12 @@ mod tests {
 
     #[test]
     fn what_one_costs_is_the_difference_between_many_and_few() {
-        let seen: Vec<_> = (0..MARKS)
+        let all = loads::named(&[]);
+        let seen: Vec<_> = (0..loads::marks(&all))
             .map(|at| {
                 // Each starts at a cost of its own, and does `more()` more the second time, 2 exits each.
                 let twos = (1..=at).filter(|at| at % 2 == 0);
-                let done = twos.map(|at| LOADS[at / 2 - 1].more()).sum::<f64>();
+                let done = twos.map(|at| all[at / 2 - 1].more()).sum::<f64>();
                 Seen {
                     seconds: at as f64 * 7.0 + done * 3e-6,
                     exits: BTreeMap::from([
@@ -235,8 +243,8 @@ mod tests {
                 }
             })
             .collect();
-        let costs = costs(&seen);
-        assert_eq!(costs.len(), LOADS.len());
+        let costs = costs(&all, &seen);
+        assert_eq!(costs.len(), all.len());
         for cost in costs {
             assert!((cost.microseconds - 3.0).abs() < 1e-6, "{cost:?}");
             assert_eq!(cost.exits(), 2.0);
@@ -246,14 +254,26 @@ mod tests {
 
     #[test]
     fn a_guest_gives_a_mark_behind_all_that_it_does() {
+        let all = loads::named(&[]);
         let stand_ins = "mount() { :; }; ip() { :; }; dd() { :; }; socat() { :; }; sleep() { :; }; mark() { echo mark; }; cd() { :; }; end=:";
-        let script = format!("{stand_ins}\n{}", loads::script());
+        let script = format!("{stand_ins}\n{}", loads::script(&all));
         let directory = tempfile::tempdir().unwrap();
         let mut shell = std::process::Command::new("sh");
         shell.args(["-c", &script]).current_dir(&directory);
         let said = shell.output().unwrap();
         let said = String::from_utf8(said.stdout).unwrap();
         let marks = said.lines().filter(|line| *line == "mark").count();
-        assert_eq!(marks, MARKS, "{said}");
+        assert_eq!(marks, loads::marks(&all), "{said}");
+    }
+
+    #[test]
+    fn loads_are_named_by_a_part_of_their_names() {
+        let named = |only: &[&str]| {
+            let only: Vec<_> = only.iter().map(|word| (*word).to_owned()).collect();
+            loads::named(&only).len()
+        };
+        assert_eq!(named(&["net"]), 2);
+        assert_eq!(named(&["1 MiB", "net"]), 4);
+        assert_eq!(named(&["nothing"]), 0);
     }
 }
