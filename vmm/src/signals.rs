@@ -1,4 +1,4 @@
-//! Signals that are waited for rather than handled.
+//! Signals that are waited for rather than handled, and the one that cannot be.
 
 use std::io;
 
@@ -35,5 +35,74 @@ impl Signals {
         // SAFETY: both pointers are to live values.
         let waited = unsafe { libc::sigwait(&raw const self.0, &raw mut signal) };
         (waited == 0).then_some(signal)
+    }
+}
+
+/// Has a bus error end this process with a line that says what it means. It comes where a page of mapped memory cannot be had: the file behind it was made shorter,
+/// or cannot be read.
+///
+/// # Errors
+/// When the kernel does not take the handler.
+pub fn end_at_bus_errors() -> io::Result<()> {
+    extern "C" fn end(_: libc::c_int) {
+        const WORDS: &[u8] = b"orlop: bus error: a file that is read as memory (kernel, initramfs, disk image or RAM) was made shorter, or cannot be read; \
+            leave it alone while a VM uses it, and look for errors of its disk\n";
+        // SAFETY: both may be called in a handler (signal-safety(7)), and the words live for ever.
+        unsafe {
+            libc::write(libc::STDERR_FILENO, WORDS.as_ptr().cast(), WORDS.len());
+            libc::_exit(1);
+        }
+    }
+    // SAFETY: of an action of zeroes all fields are set that are looked at; the handler calls nothing but what may be called in one.
+    let taken = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = end as extern "C" fn(libc::c_int) as usize;
+        action.sa_flags = libc::SA_ONSTACK;
+        libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut())
+    };
+    match taken {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Set for the process that is to end.
+    const ENDS: &str = "ORLOP_TEST_BUS_ERROR";
+
+    #[test]
+    fn a_bus_error_ends_a_process_with_a_line_that_says_so() {
+        if std::env::var_os(ENDS).is_some() {
+            end_at_bus_errors().unwrap();
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(8192).unwrap();
+            let mapping = vm_memory::MmapRegion::<()>::from_file(
+                vm_memory::FileOffset::new(File::try_clone(&file).unwrap(), 0),
+                8192,
+            );
+            let mapping = mapping.unwrap();
+            file.set_len(0).unwrap();
+            // SAFETY: within the mapping; that there is no page is what this is about.
+            let byte = unsafe { mapping.as_ptr().add(5000).read_volatile() };
+            panic!("there is no such byte, but {byte}");
+        }
+        let ended = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "signals::tests::a_bus_error_ends_a_process_with_a_line_that_says_so",
+                "--nocapture",
+            ])
+            .env(ENDS, "1")
+            .output()
+            .unwrap();
+        assert_eq!(ended.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(said.contains("orlop: bus error: a file"), "{said}");
     }
 }

@@ -1,6 +1,7 @@
 //! An ELF `vmlinux`: entered by PVH (`xen/include/public/arch-x86/hvm/start_info.h`) where it has such an entry point, else by Linux'
 //! 64-bit boot protocol at its own.
 
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -22,11 +23,12 @@ const START_MAGIC: u32 = 0x336e_c578;
 const START_VERSION: u32 = 1;
 
 /// Loads the segments, and finds the way in.
-pub(super) fn load(
-    memory: &GuestMemory,
-    mut file: ImageFile,
-    path: &Path,
-) -> Result<Loaded, Error> {
+pub(super) fn load(memory: &GuestMemory, file: File, path: &Path) -> Result<Loaded, Error> {
+    let mut file = ImageFile::new(file, memory).map_err(|source| Error::Read {
+        what: "kernel",
+        path: path.into(),
+        source,
+    })?;
     check_machine(&mut file, path)?;
     let loaded = Elf::load(
         memory,

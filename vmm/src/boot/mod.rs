@@ -113,7 +113,7 @@ pub fn load(
     let path = &config.kernel.name();
     let mut file = open("kernel", &config.kernel)?;
     let loaded = match Format::of(&mut file, path)? {
-        Format::Elf => elf::load(memory, ImageFile { file, memory }, path)?,
+        Format::Elf => elf::load(memory, file, path)?,
         Format::BzImage => bzimage::load(memory, file, path)?,
     };
     let initramfs = match &config.initramfs {
@@ -217,7 +217,8 @@ fn load_initramfs(
         source,
     };
     let file = open("initramfs", file)?;
-    let size = file.metadata().map_err(failed)?.len();
+    let mut file = ImageFile::new(file, memory).map_err(failed)?;
+    let size = file.len();
     let ram_end = low_ram_end(memory);
     let start = ram_end
         .checked_sub(size)
@@ -229,7 +230,6 @@ fn load_initramfs(
             memory: mib(memory),
         })?;
     let start = GuestAddress(start);
-    let mut file = ImageFile { file, memory };
     // usize: x86_64 only.
     memory
         .read_exact_volatile_from(start, &mut file, size as usize)

@@ -1,17 +1,18 @@
 //! Signals. SIGTERM, SIGINT, SIGQUIT and SIGHUP end the VM in good order: sockets removed, terminal restored. SIGWINCH says that the
 //! terminal has another size. SIGXFSZ is not heard: a disk or a console's file that may not grow is an error of that write, not the end of
-//! the VM.
+//! the VM. Of SIGBUS nothing can be made but an end that says why.
 
 use std::io;
 use std::thread;
 
 use super::Controller;
 use crate::control::Message;
-use crate::signals::Signals;
+use crate::signals::{Signals, end_at_bus_errors};
 
 /// Blocks the signals in this thread and in all that it starts, and hands them to the controller.
 pub(super) fn to_controller(controller: Controller) -> io::Result<()> {
     ignore(libc::SIGXFSZ)?;
+    end_at_bus_errors()?;
     let signals = Signals::block(&[
         libc::SIGTERM,
         libc::SIGINT,
