@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use orlop_testbed::progress::step;
 
 use crate::contender::{Contender, Vmm, versions};
+use crate::counts::Counter;
 use crate::figures::{Beside, Better, Comparison, Row, median};
 use crate::held::share_of_memory;
 use crate::plot;
@@ -30,10 +31,14 @@ const WATCH: Duration = Duration::from_secs(2);
 struct Crowd {
     /// Seconds from the first program's execution until the last guest's process 1.
     booted: f64,
+    /// Seconds of the processor that each VM has taken until then.
+    taken: f64,
     /// Bytes of each VM: its process's memory, RAM included, divided among those that share it (PSS).
     memory: f64,
     /// Seconds of the processor that an idle VM takes in a second.
     idle: f64,
+    /// Exits of an idle guest in a second.
+    exits: f64,
 }
 
 /// Has crowds of each VMM in turn, `runs` times, prints a table and draws a `plot` of it.
@@ -82,22 +87,29 @@ pub fn measure(runs: u32, plot: Option<&Path>) -> Result<()> {
 }
 
 fn one(stage: &Stage, contender: &Contender, size: usize, marks: &mut Marks) -> Result<Crowd> {
+    let guest = stage.lasting_guest();
     let vms = (0..size)
-        .map(|_| contender.start(stage.guest(), stage.console()))
+        .map(|_| contender.start(&guest, stage.console()))
         .collect::<Result<Vec<_>>>()?;
     let booted = marks.of(vms.first().context("no VM")?.id(), size, LIMIT)?;
+    let taken = processor(&vms)?;
     thread::sleep(SETTLE);
     let memory = vms
         .iter()
         .map(|vm| share_of_memory(vm.id()))
         .sum::<Result<u64>>()?;
     let before = processor(&vms)?;
+    let counter = Counter::begin()?;
     thread::sleep(WATCH);
     let idle = processor(&vms)? - before;
+    let exits = counter.end()?.all;
+    let size = size as f64;
     Ok(Crowd {
         booted,
-        memory: memory as f64 / size as f64,
-        idle: idle / size as f64 / WATCH.as_secs_f64(),
+        taken: taken / size,
+        memory: memory as f64 / size,
+        idle: idle / size / WATCH.as_secs_f64(),
+        exits: exits.values().sum::<u64>() as f64 / size / WATCH.as_secs_f64(),
     })
 }
 
@@ -116,14 +128,18 @@ fn processor(vms: &[Vmm]) -> Result<f64> {
 
 fn rows(crowds: &[[Vec<Crowd>; CROWDS.len()]]) -> Vec<Row> {
     type Figure = (&'static str, usize, fn(&Crowd) -> f64);
-    let figures: [Figure; 3] = [
+    let figures: [Figure; 5] = [
         ("all have booted, ms", 0, |crowd| crowd.booted * 1000.0),
+        ("processor of each until then, ms", 0, |crowd| {
+            crowd.taken * 1000.0
+        }),
         ("memory of each, MiB", 1, |crowd| {
             crowd.memory / f64::from(1 << 20)
         }),
         ("processor of each when idle, ms a second", 2, |crowd| {
             crowd.idle * 1000.0
         }),
+        ("exits of each when idle, a second", 0, |crowd| crowd.exits),
     ];
     let mut rows = Vec::new();
     for (what, decimals, figure) in figures {
@@ -154,18 +170,17 @@ mod tests {
                 vec![Crowd {
                     booted: 0.1 * scale * size as f64,
                     memory: 64e6 * scale,
+                    taken: 0.1 * scale,
                     idle: 0.001 * scale,
+                    exits: 20.0 * scale,
                 }]
             })
         };
         let rows = rows(&[crowds(1.0), crowds(2.0)]);
-        assert_eq!(rows.len(), 9);
+        assert_eq!(rows.len(), 15);
         let last = rows.last().unwrap();
-        assert_eq!(
-            last.what,
-            "16 at once: processor of each when idle, ms a second"
-        );
-        assert_eq!(last.figures, [Some(1.0), Some(2.0)]);
+        assert_eq!(last.what, "16 at once: exits of each when idle, a second");
+        assert_eq!(last.figures, [Some(20.0), Some(40.0)]);
         assert!(rows.iter().all(|row| row.leads() == [Some(2.0)]));
     }
 

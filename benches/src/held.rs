@@ -4,11 +4,15 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
+use crate::group::Charged;
+
 /// What a process holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     /// Private memory without the guest's RAM, in bytes.
     pub beyond_ram: u64,
+    /// What its control group is charged with that no other VM shares, in bytes: anonymous memory without the guest's RAM, and the kernel's own.
+    pub unshared: u64,
     /// Threads.
     pub threads: u64,
     /// Open files.
@@ -18,21 +22,25 @@ pub struct Held {
 }
 
 impl Held {
-    /// What process `id` holds now. Its guest's RAM is what is mapped in one stretch that is at least `ram` bytes long.
+    /// What process `id` holds now, whose control group is charged with so much. Its guest's RAM is what is mapped in one stretch that is at least `ram` bytes long.
     ///
     /// # Errors
     /// When the process has gone, or its files in `/proc` read otherwise than proc(5) says.
-    pub fn by(id: u32, ram: u64) -> Result<Self> {
+    pub fn by(id: u32, charged: Charged, ram: u64) -> Result<Self> {
         let read = |name: &str| {
             let path = format!("/proc/{id}/{name}");
             let text = fs::read_to_string(&path);
             text.with_context(|| format!("cannot read {path}"))
         };
         let own = stretches(&read("smaps")?).context("its smaps are not understood")?;
+        let in_all: u64 = own.iter().map(|stretch| stretch.anonymous).sum();
+        let own_anonymous: u64 = beyond(&own, ram).map(|stretch| stretch.anonymous).sum();
+        let ram_anonymous = in_all - own_anonymous;
         let status = read("status")?;
         let field = |name: &str| field(&status, name).with_context(|| format!("no {name}"));
         Ok(Self {
             beyond_ram: beyond(&own, ram).map(|stretch| stretch.private).sum(),
+            unshared: charged.anonymous.saturating_sub(ram_anonymous) + charged.kernel,
             threads: field("Threads:")?,
             files: fs::read_dir(format!("/proc/{id}/fd"))?.count() as u64,
             page_tables: field("VmPTE:")? << 10,
@@ -76,6 +84,7 @@ fn stretches(smaps: &str) -> Option<Vec<Mapping>> {
                 last.end = mapping.end;
                 last.private += mapping.private;
                 last.share += mapping.share;
+                last.anonymous += mapping.anonymous;
             }
             _ => stretches.push(mapping),
         }
@@ -96,6 +105,8 @@ struct Mapping {
     end: u64,
     /// The bytes in it that are private.
     private: u64,
+    /// The bytes in it that are of no file.
+    anonymous: u64,
     /// Its part of what is in it, where others share it (PSS), in bytes.
     share: u64,
     /// Whether core dumps have it. A VMM may leave its guest's RAM out of them.
@@ -114,6 +125,7 @@ fn mappings(smaps: &str) -> Option<Vec<Mapping>> {
                 start: address(start)?,
                 end: address(end)?,
                 private: 0,
+                anonymous: 0,
                 share: 0,
                 dumped: true,
             });
@@ -123,6 +135,7 @@ fn mappings(smaps: &str) -> Option<Vec<Mapping>> {
         let bytes = || Some(value.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10);
         match field {
             "Private_Clean:" | "Private_Dirty:" => mapping.private += bytes()?,
+            "Anonymous:" => mapping.anonymous = bytes()?,
             "Pss:" => mapping.share = bytes()?,
             "VmFlags:" => mapping.dumped = !value.split_whitespace().any(|flag| flag == "dd"),
             _ => {}
@@ -144,7 +157,12 @@ mod tests {
         assert_eq!(field(status, "VmPTE:"), Some(84));
         assert_eq!(field(status, "Threads:"), Some(4));
         assert_eq!(field(status, "Other:"), None);
-        let own = Held::by(std::process::id(), u64::MAX).unwrap();
+        let (anonymous, kernel) = (1 << 40, 5);
+        let charged = Charged { anonymous, kernel };
+        let own = Held::by(std::process::id(), charged, u64::MAX).unwrap();
+        assert_eq!(own.unshared, (1 << 40) + 5);
+        let all_is_ram = Held::by(std::process::id(), charged, 0).unwrap();
+        assert!(all_is_ram.unshared < own.unshared && all_is_ram.beyond_ram == 0);
         assert!(share_of_memory(std::process::id()).unwrap() > 0);
         assert!(own.beyond_ram > 0 && own.threads > 0 && own.files > 0 && own.page_tables > 0);
     }

@@ -117,6 +117,7 @@ impl Stage {
             vcpus: 1,
             memory_mib: MEMORY_MIB,
             content: Content::Initramfs(initramfs.clone()),
+            needs_timer: false,
         };
         let mut named = workplace.named()?.into_iter();
         let firecracker = named.find(|named| matches!(named, Contender::Firecracker(_)));

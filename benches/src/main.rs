@@ -16,6 +16,7 @@ mod counts;
 mod density;
 mod devices;
 mod figures;
+mod group;
 mod held;
 mod image;
 mod payload;

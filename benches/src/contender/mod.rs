@@ -14,20 +14,26 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use orlop_testbed::host::emulator::Emulator;
 
+use crate::group::Group;
+
 /// The kernel's command line: that of `orlop run`, which spares the kernel what no VM has.
 const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce \
      cryptomgr.notests tsc=reliable random.trust_cpu=1 percpu_alloc=page";
 
 /// What a guest boots from, its vCPUs and its RAM.
+#[derive(Clone)]
 pub struct Guest {
     /// An ELF kernel with a PVH entry point, which all VMMs take, in a directory where something may lie beside it.
     pub kernel: PathBuf,
     pub vcpus: u32,
     pub memory_mib: u64,
     pub content: Content,
+    /// Whether anything in it is to happen by itself: see [`qemu::microvm`].
+    pub needs_timer: bool,
 }
 
 /// What a guest has beside kernel and RAM.
+#[derive(Clone)]
 pub enum Content {
     /// No more.
     Nothing,
@@ -112,6 +118,14 @@ impl Contender {
     /// When the program cannot be run.
     pub fn start(&self, guest: &Guest, console: &Path) -> Result<Vmm> {
         start(&mut self.command(guest)?, console).map(Vmm)
+    }
+
+    /// The same in a control group.
+    ///
+    /// # Errors
+    /// As [`Contender::start`].
+    pub fn start_in(&self, group: &Group, guest: &Guest, console: &Path) -> Result<Vmm> {
+        start(&mut group.enter(&self.command(guest)?), console).map(Vmm)
     }
 
     /// The command that starts `guest`.

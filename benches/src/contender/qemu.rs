@@ -6,16 +6,18 @@ use orlop_testbed::host::emulator::Emulator;
 
 use super::{CID, Content, Devices, Guest, TAG};
 
-/// No PIT and no PIC, whose work the local APIC and the KVM clock do; its RTC, for a kernel without one waits for it. Without devices no
-/// option ROMs, and no ACPI tables to make; with them PCI Express, which our kernel finds by ACPI.
+/// No PIT and no PIC, whose work the local APIC and the KVM clock do; its RTC, for a kernel without one waits for it. Without devices no option ROMs, and no ACPI
+/// tables to make. Our kernel boots sooner without those, but finds no timer then, so that nothing in the guest ever wakes up. With devices PCI Express, which it finds
+/// by ACPI.
 pub fn microvm(emulator: &Emulator, guest: &Guest) -> Command {
     let machine = match guest.content {
         Content::Nothing | Content::Initramfs(_) => {
-            "microvm,rtc=on,pit=off,pic=off,acpi=off,x-option-roms=off"
+            let acpi = if guest.needs_timer { "on" } else { "off" };
+            format!("microvm,rtc=on,pit=off,pic=off,acpi={acpi},x-option-roms=off")
         }
-        Content::Devices(_) => "microvm,rtc=on,pit=off,pic=off,acpi=on,pcie=on",
+        Content::Devices(_) => "microvm,rtc=on,pit=off,pic=off,acpi=on,pcie=on".to_owned(),
     };
-    command(emulator, guest, machine)
+    command(emulator, guest, &machine)
 }
 
 /// Interrupts by the kernel; none of the devices that are there if nobody asks for them.

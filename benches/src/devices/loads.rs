@@ -14,6 +14,10 @@ pub struct Effort {
     fio: &'static str,
     /// So much by iperf3.
     iperf: &'static str,
+    /// Datagrams by it for so long.
+    datagrams: &'static str,
+    /// So many files.
+    files: u32,
 }
 
 impl Effort {
@@ -21,12 +25,16 @@ impl Effort {
     pub const FULL: Self = Self {
         fio: "3s",
         iperf: "--time 3",
+        datagrams: "--time 3",
+        files: 10_000,
     };
     /// Enough where all is emulated.
     pub const EMULATED: Self = Self {
         fio: "1s",
         // As much for all, so that exits can be compared.
         iperf: "--bytes 32M",
+        datagrams: "--time 1",
+        files: 300,
     };
 }
 
@@ -57,6 +65,10 @@ pub enum Unit {
     Bandwidth,
     /// Requests each second.
     Requests,
+    /// Packets each second.
+    Packets,
+    /// Files each second.
+    Files,
     /// Microseconds, of which fewer are better.
     Time,
 }
@@ -66,6 +78,8 @@ impl fmt::Display for Unit {
         f.write_str(match self {
             Unit::Bandwidth => "MiB/s",
             Unit::Requests => "requests/s",
+            Unit::Packets => "packets/s",
+            Unit::Files => "files/s",
             Unit::Time => "µs",
         })
     }
@@ -86,6 +100,10 @@ enum How {
     Fio(&'static str),
     /// An iperf3 in the guest, with these arguments, of one on the host.
     Iperf(&'static str),
+    /// Datagrams by iperf3, as many as there can be, with these arguments.
+    Datagrams(&'static str),
+    /// Files are made, listed and removed.
+    Files,
     /// The guest connects to a port of the host by vsock, and the host measures.
     Host(Task),
 }
@@ -114,9 +132,9 @@ const fn load(kind: Kind, what: &'static str, unit: Unit, how: How) -> Load {
 
 /// Everything, in the order in which it is done.
 pub const LOADS: &[Load] = {
-    use How::{Fio, Host, Iperf};
+    use How::{Datagrams, Fio, Host, Iperf};
     use Kind::{Blk, Fs, Net, Vsock};
-    use Unit::{Bandwidth, Requests, Time};
+    use Unit::{Bandwidth, Packets, Requests, Time};
     &[
         load(
             Blk,
@@ -156,6 +174,12 @@ pub const LOADS: &[Load] = {
         ),
         load(Net, "TCP, guest to host", Bandwidth, Iperf("")),
         load(Net, "TCP, host to guest", Bandwidth, Iperf("--reverse")),
+        load(
+            Net,
+            "UDP, 64 bytes, guest to host",
+            Packets,
+            Datagrams("--length 64"),
+        ),
         load(Net, "ping from the host", Time, Host(Task::Ping)),
         load(Vsock, "guest to host", Bandwidth, Host(Task::Take)),
         load(Vsock, "host to guest", Bandwidth, Host(Task::Give)),
@@ -184,6 +208,7 @@ pub const LOADS: &[Load] = {
             Requests,
             Fio("--rw=randwrite --bs=4k"),
         ),
+        load(Fs, "made, listed and removed", Unit::Files, How::Files),
     ]
 };
 
@@ -192,7 +217,7 @@ impl Load {
     pub fn task(&self) -> Option<Task> {
         match self.how {
             How::Host(task) => Some(task),
-            How::Fio(_) | How::Iperf(_) => None,
+            How::Fio(_) | How::Iperf(_) | How::Datagrams(_) | How::Files => None,
         }
     }
 
@@ -215,6 +240,20 @@ impl Load {
                 format!(
                     "iperf3 --client {HOST} {} --format M {arguments} | grep receiver",
                     effort.iperf
+                )
+            }
+            How::Datagrams(arguments) => {
+                format!(
+                    "iperf3 --client {HOST} {} --udp --bitrate 0 {arguments} | grep receiver",
+                    effort.datagrams
+                )
+            }
+            How::Files => {
+                format!(
+                    "now() {{ read up rest </proc/uptime; echo ${{up%.*}}${{up#*.}}; }}; cd /shared; begun=$(now); i=0; \
+                     while [ $i -lt {files} ]; do : >file$i; i=$((i + 1)); done; ls -l >/dev/null; rm file*; \
+                     echo {files} files, $(($(now) - begun)) hundredths",
+                    files = effort.files
                 )
             }
             How::Host(task) => {
@@ -246,6 +285,8 @@ impl Load {
                 let before = said.split_once(" MBytes/sec").context("no rate")?.0;
                 Ok(before.rsplit(' ').next().unwrap_or_default().parse()?)
             }
+            How::Datagrams(_) => datagrams(said).context("no datagrams"),
+            How::Files => files(said).context("no files"),
             How::Host(_) => bail!("the host measures it"),
         }
     }
@@ -262,8 +303,24 @@ fn fio(said: &str, unit: Unit) -> Result<f64> {
     Ok(match unit {
         Unit::Bandwidth => (field(6)? + field(47)?) / 1024.0,
         Unit::Requests => field(7)? + field(48)?,
-        Unit::Time => bail!("fio is not asked for times"),
+        Unit::Packets | Unit::Files | Unit::Time => bail!("fio is not asked for these"),
     })
+}
+
+/// Those that came each second: `[ 5] 0.00-2.00 sec 1.1 MBytes 4.6 Mbits/sec 0.1 ms 100/1100 (9.1%) receiver`, of which 100 were lost.
+fn datagrams(said: &str) -> Option<f64> {
+    let (before, _) = said.split_once(" (")?;
+    let (lost, sent) = before.rsplit(' ').next()?.split_once('/')?;
+    let (_, end) = said.split_once(" sec")?.0.rsplit_once('-')?;
+    let came = sent.parse::<f64>().ok()? - lost.parse::<f64>().ok()?;
+    Some(came / end.parse::<f64>().ok()?)
+}
+
+/// `300 files, 120 hundredths` of a second.
+fn files(said: &str) -> Option<f64> {
+    let (files, time) = said.split_once(" files, ")?;
+    let hundredths: f64 = time.strip_suffix(" hundredths")?.parse().ok()?;
+    Some(files.parse::<f64>().ok()? / hundredths.max(1.0) * 100.0)
 }
 
 /// The port of the host's at which a load is waited for.
@@ -343,11 +400,13 @@ mod tests {
         let random = terse("0", ["0", "0"], ["4000", "1000"]);
         let console = format!(
             "figure 0 {read}\r\nnoise\r\nfigure 5 {random}\r\n\
-             figure 6 [ 5] 0.00-1.00 sec 112 MBytes 111 MBytes/sec receiver\r\nall is done\r\n"
+             figure 6 [ 5] 0.00-1.00 sec 112 MBytes 111 MBytes/sec receiver\r\n\
+             figure 8 [ 5] 0.00-2.00 sec 1.1 MBytes 4.6 Mbits/sec 0.1 ms 100/1100 (9.1%) receiver\r\n\
+             figure 17 300 files, 120 hundredths\r\nall is done\r\n"
         );
         assert_eq!(
             figures(&console).unwrap(),
-            [(0, 2.0), (5, 1000.0), (6, 111.0)]
+            [(0, 2.0), (5, 1000.0), (6, 111.0), (8, 500.0), (17, 250.0)]
         );
     }
 
@@ -357,6 +416,8 @@ mod tests {
         for console in [
             "figure 0 3;fio",
             "figure 6 ",
+            "figure 8 [ 5] 0.00-2.00 sec",
+            "figure 17 many",
             "figure 99 1",
             &format!("figure 0 {failed}"),
         ] {

@@ -185,6 +185,7 @@ fn one(
         vcpus: 1,
         memory_mib: MEMORY_MIB,
         content: Content::Devices(devices),
+        needs_timer: true,
     };
     let ended = contender.start(&guest, &console)?.wait(LIMIT);
     ended.with_context(|| last_words(&console))?;
@@ -219,7 +220,7 @@ fn rows(numbers: &[usize], measured: &[Measured]) -> Result<Vec<Row>> {
             what: format!("{}: {}, {}", load.kind, load.what, load.unit),
             better: match load.unit {
                 Unit::Time => Better::Less,
-                Unit::Bandwidth | Unit::Requests => Better::More,
+                Unit::Bandwidth | Unit::Requests | Unit::Packets | Unit::Files => Better::More,
             },
             decimals: 0,
             figures: medians.collect::<Result<_>>()?,
@@ -247,7 +248,7 @@ mod tests {
     fn a_lead_is_more_of_what_is_wanted() {
         let program = std::path::PathBuf::from;
         let measured = |contender, figure: f64| Measured {
-            runs: vec![vec![(0, figure), (8, figure), (12, figure)]],
+            runs: vec![vec![(0, figure), (9, figure), (13, figure)]],
             ..Measured::new(contender)
         };
         let mut other = measured(Contender::Firecracker(program("f")), 40.0);
@@ -258,7 +259,7 @@ mod tests {
             measured(Contender::CloudHypervisor(program("c")), 10.0),
             other,
         ];
-        let rows = rows(&[0, 8, 12], &measured).unwrap();
+        let rows = rows(&[0, 9, 13], &measured).unwrap();
         let leads: Vec<_> = rows.iter().map(Row::leads).collect();
         assert_eq!(
             leads,

@@ -1,5 +1,5 @@
 //! What pods take and hold: the calls of a pod's life one by one, many pods started at once, and the memory of those that do nothing. Orlop beside
-//! the runtimes of containers that are there, each behind a handler of one and the same containerd.
+//! the runtimes of containers that are there, and those whose shims are named in the environment, each behind a handler of one and the same containerd.
 
 mod memory;
 
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use orlop_testbed::containerd::cri::{Container, Cri, Pod};
-use orlop_testbed::containerd::{CRUN_HANDLER, HANDLER, Node, Release};
+use orlop_testbed::containerd::{CRUN_HANDLER, HANDLER, Node, Release, other_handlers};
 use orlop_testbed::progress::step;
 use orlop_testbed::setup::build;
 
@@ -63,7 +63,9 @@ pub fn measure(runs: u32) -> Result<()> {
     let (node, _daemon) = Node::start(directory.path())?;
     let cri = Cri::connect(&node)?;
     let mut all = Vec::new();
-    for name in [HANDLER, RUNC, CRUN_HANDLER] {
+    let others = other_handlers();
+    let names = others.iter().map(|other| other.name);
+    for name in [HANDLER, RUNC, CRUN_HANDLER].into_iter().chain(names) {
         step(format!("a pod of {name} to warm up"));
         match life(&cri, name) {
             Ok(_) => all.push(Seen {
@@ -106,15 +108,21 @@ fn versions(handlers: impl Iterator<Item = &'static str>) -> Result<String> {
     let mut text = contender::versions([])?;
     let containerd = Release::of_stories().programs().join("containerd");
     let orlop = build::programs_directory().join("orlop");
+    let others = other_handlers();
     let programs = handlers.map(|name| match name {
-        HANDLER => orlop.clone(),
-        name => name.into(),
+        HANDLER => (orlop.clone(), "--version"),
+        name => match others.iter().find(|other| other.name == name) {
+            // What is asked of a shim in the way that all have in common.
+            Some(other) => (other.program.clone(), "-v"),
+            None => (name.into(), "--version"),
+        },
     });
-    for program in [containerd].into_iter().chain(programs) {
-        let output = Command::new(&program).arg("--version").output();
+    for (program, question) in [(containerd, "--version")].into_iter().chain(programs) {
+        let output = Command::new(&program).arg(question).output();
         let output = output.with_context(|| format!("cannot run {}", program.display()))?;
         let said = String::from_utf8_lossy(&output.stdout);
-        text.push_str(&format!("{}\n", said.lines().next().unwrap_or_default()));
+        let lines: Vec<_> = said.lines().take(2).map(str::trim).collect();
+        text.push_str(&format!("{}\n", lines.join(" ")));
     }
     Ok(text)
 }

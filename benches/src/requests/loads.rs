@@ -6,6 +6,9 @@ use crate::devices::{GUEST, HOST};
 /// How long the guest is idle behind each mark, so that the host can read what it has counted until then.
 const REST: &str = "0.3";
 
+/// The word at the head of the line in which the guest says, before each mark, what its kernel has counted of the disk.
+pub const COUNTED: &str = "counted";
+
 /// The name of the program by which the guest gives its mark.
 pub const MARK: &str = "mark";
 
@@ -74,6 +77,11 @@ pub const LOADS: &[Load] = &[
 ];
 
 impl Load {
+    /// Whether it is of the disk.
+    pub fn is_of_disk(&self) -> bool {
+        matches!(self.how, How::Reads(..) | How::Writes(..))
+    }
+
     /// How many more are done the second time.
     pub fn more(&self) -> f64 {
         f64::from(self.many - self.few)
@@ -123,7 +131,7 @@ pub fn script(loads: &[&Load]) -> String {
          export PATH=/bin:/usr/bin\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp\n\
          ip addr add {GUEST}/24 dev eth0; ip link set lo up; ip link set eth0 up; cd /tmp\n\
-         told() {{ {MARK}; sleep {REST}; }}\n\
+         told() {{ echo {COUNTED} $(cat /sys/block/vdb/stat); {MARK}; sleep {REST}; }}\n\
          fails() {{ cat said; echo \"failed: $*\"; $end -f; }}\n\
          each() {{ local many=$1 count=$2 size=$3 past=$4 i=0 all=; shift 4\n\
          while [ $i -lt $many ]; do dd bs=$size count=$count $past=$((i * count)) conv=notrunc \"$@\" 2>>said & all=\"$all $!\"; i=$((i + 1)); done\n\

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use orlop_testbed::progress::step;
 use orlop_testbed::setup::build;
 
-use self::loads::{Load, MARK, SINK, SOURCE};
+use self::loads::{COUNTED, Load, MARK, SINK, SOURCE};
 use crate::contender::{Contender, Content, Devices, Guest, last_words, versions};
 use crate::counts::Counter;
 use crate::devices::{HOST, MEMORY_MIB, TAP, contenders, end, host, prepare};
@@ -31,6 +31,8 @@ const LIMIT: Duration = Duration::from_secs(180);
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Cost {
     microseconds: f64,
+    /// Requests that the guest's kernel has made of the disk.
+    requests: f64,
     /// Exits by their kinds.
     exits: BTreeMap<String, f64>,
 }
@@ -45,6 +47,8 @@ impl Cost {
 #[derive(Clone, Debug)]
 struct Seen {
     seconds: f64,
+    /// By the guest's word.
+    requests: u64,
     exits: BTreeMap<String, u64>,
 }
 
@@ -136,6 +140,7 @@ fn one(
         vcpus: 1,
         memory_mib: MEMORY_MIB,
         content: Content::Devices(devices),
+        needs_timer: true,
     };
     let counter = Counter::begin()?;
     let mut marks = Marks::begin()?;
@@ -145,10 +150,18 @@ fn one(
         let seconds = marks.next(LIMIT);
         let seconds = seconds.with_context(|| last_words(&console))?;
         let exits = counter.so_far()?.all;
-        seen.push(Seen { seconds, exits });
+        seen.push((seconds, exits));
     }
     vmm.wait(LIMIT).with_context(|| last_words(&console))?;
-    let costs = costs(loads, &seen);
+    let counted = requests(&fs::read(&console)?).with_context(|| last_words(&console))?;
+    ensure!(counted.len() == seen.len(), last_words(&console));
+    let seen = seen.into_iter().zip(counted);
+    let seen = seen.map(|((seconds, exits), requests)| Seen {
+        seconds,
+        requests,
+        exits,
+    });
+    let costs = costs(loads, &seen.collect::<Vec<_>>());
     for (load, cost) in loads.iter().zip(&costs) {
         step(format!(
             "{}: {:.1} µs and {:.2} exits a {}: {}",
@@ -160,6 +173,21 @@ fn one(
         ));
     }
     Ok(costs)
+}
+
+/// How many requests the guest's kernel had made of its disk before each mark, as its lines say that are about them. The first and the fifth number are the reads and
+/// the writes (Documentation/block/stat.rst).
+fn requests(console: &[u8]) -> Option<Vec<u64>> {
+    let said = String::from_utf8_lossy(console);
+    let lines = said.lines().filter_map(|line| line.strip_prefix(COUNTED));
+    lines
+        .map(|line| {
+            let mut numbers = line.split_whitespace().map(str::parse);
+            let reads: u64 = numbers.next()?.ok()?;
+            let writes: u64 = numbers.nth(3)?.ok()?;
+            Some(reads + writes)
+        })
+        .collect()
 }
 
 /// What one of each load costs, by what was seen at the marks.
@@ -179,6 +207,7 @@ fn costs(loads: &[&Load], seen: &[Seen]) -> Vec<Cost> {
         };
         Some(Cost {
             microseconds: more(&|seen| seen.seconds) * 1e6,
+            requests: more(&|seen| seen.requests as f64),
             exits: after.exits.keys().map(kind).collect(),
         })
     };
@@ -193,11 +222,13 @@ fn kinds(exits: &BTreeMap<String, f64>) -> String {
     several.collect::<Vec<_>>().join(", ")
 }
 
-fn tables(measured: &[Measured], loads: &[&Load]) -> Result<[Comparison; 2]> {
+fn tables(measured: &[Measured], loads: &[&Load]) -> Result<[Comparison; 3]> {
     type Figure = fn(&Cost) -> f64;
-    let table = |about, figure: Figure, decimals| -> Result<Comparison> {
+    type Which = fn(&Load) -> bool;
+    let table = |about, which: Which, figure: Figure, decimals| -> Result<Comparison> {
         let mut rows = Vec::new();
-        for (number, load) in loads.iter().enumerate() {
+        let loads = loads.iter().enumerate();
+        for (number, load) in loads.filter(|(_, load)| which(load)) {
             let of = |measured: &Measured| {
                 let costs = measured.runs.iter().filter_map(|run| run.get(number));
                 median(costs.map(figure)).map(Some)
@@ -217,8 +248,14 @@ fn tables(measured: &[Measured], loads: &[&Load]) -> Result<[Comparison; 2]> {
         })
     };
     Ok([
-        table("microseconds", |cost| cost.microseconds, 1)?,
-        table("exits", Cost::exits, 2)?,
+        table("microseconds", |_| true, |cost| cost.microseconds, 1)?,
+        table("exits", |_| true, Cost::exits, 2)?,
+        table(
+            "requests to the disk",
+            Load::is_of_disk,
+            |cost| cost.requests,
+            2,
+        )?,
     ])
 }
 
@@ -236,6 +273,7 @@ mod tests {
                 let done = twos.map(|at| all[at / 2 - 1].more()).sum::<f64>();
                 Seen {
                     seconds: at as f64 * 7.0 + done * 3e-6,
+                    requests: at as u64 * 3 + done as u64 * 4,
                     exits: BTreeMap::from([
                         ("HLT".to_owned(), at as u64 * 100 + done as u64 * 2),
                         ("port".to_owned(), at as u64 * 5),
@@ -248,14 +286,24 @@ mod tests {
         for cost in costs {
             assert!((cost.microseconds - 3.0).abs() < 1e-6, "{cost:?}");
             assert_eq!(cost.exits(), 2.0);
+            assert_eq!(cost.requests, 4.0);
             assert_eq!(kinds(&cost.exits), "2.00 HLT");
         }
     }
 
     #[test]
+    fn requests_are_counted_by_the_guests_word() {
+        let console = b"counted 1 0 8 0 2 0 8\r\nnoise\r\ncounted 10 0 80 1 20 0 80 1\r\nmore\r\n";
+        assert_eq!(requests(console), Some(vec![3, 30]));
+        assert_eq!(requests(b"counted 10 0 80\n"), None);
+        assert_eq!(requests(b"counted ten 0 80 1 20\n"), None);
+        assert_eq!(requests(b"nothing\n"), Some(vec![]));
+    }
+
+    #[test]
     fn a_guest_gives_a_mark_behind_all_that_it_does() {
         let all = loads::named(&[]);
-        let stand_ins = "mount() { :; }; ip() { :; }; dd() { :; }; socat() { :; }; sleep() { :; }; mark() { echo mark; }; cd() { :; }; end=:";
+        let stand_ins = "mount() { :; }; ip() { :; }; dd() { :; }; socat() { :; }; sleep() { :; }; mark() { echo mark; }; cd() { :; }; cat() { :; }; end=:";
         let script = format!("{stand_ins}\n{}", loads::script(&all));
         let directory = tempfile::tempdir().unwrap();
         let mut shell = std::process::Command::new("sh");

@@ -15,10 +15,11 @@ use orlop_testbed::setup::build;
 use crate::budgets::{Budgets, Costs};
 use crate::contender::{Contender, Content, Guest, Vmm, last_words, versions};
 use crate::counts::Counts;
+use crate::group::Group;
 use crate::held::Held;
 use crate::payload;
 use crate::plot;
-use crate::trace::Trace;
+use crate::trace::{Marks, Trace};
 use crate::workplace::Workplace;
 
 /// The guest's RAM, that of Firecracker's promises.
@@ -151,6 +152,7 @@ impl Stage {
             vcpus,
             memory_mib: MEMORY_MIB,
             content,
+            needs_timer: false,
         };
         let without_kernel = |vcpus| guest(payload.clone(), vcpus, Content::Nothing);
         Ok(Self {
@@ -175,9 +177,12 @@ impl Stage {
         Ok(contenders)
     }
 
-    /// A guest with a kernel, whose process 1 gives the mark.
-    pub fn guest(&self) -> &Guest {
-        &self.guest
+    /// A guest with a kernel, whose process 1 gives the mark, to be looked at when it has been idle for a while.
+    pub fn lasting_guest(&self) -> Guest {
+        Guest {
+            needs_timer: true,
+            ..self.guest.clone()
+        }
     }
 
     /// The file that the consoles go to.
@@ -215,9 +220,10 @@ impl Stage {
         let counts = Counts::of(contender, &self.guest, &self.console);
         measured.counts = counts.with_context(|| self.failure(contender))?;
         let held = |guest: &Guest| {
-            let (_, vmm) = self.one(contender, guest)?;
+            let group = Group::make("orlop-bench")?;
+            let vmm = self.booted_in(&group, contender, guest)?;
             thread::sleep(SETTLE);
-            Held::by(vmm.id(), guest.memory_mib << 20)
+            Held::by(vmm.id(), group.charged()?, guest.memory_mib << 20)
         };
         measured.of_one = held(&self.guest)?;
         measured.of_many = held(&self.many)?;
@@ -235,6 +241,17 @@ impl Stage {
                 to_init: moments.init - moments.exec,
             };
             Ok((start, vmm))
+        };
+        start().with_context(|| self.failure(contender))
+    }
+
+    /// Starts a guest in a control group, and waits for its mark.
+    fn booted_in(&self, group: &Group, contender: &Contender, guest: &Guest) -> Result<Vmm> {
+        let start = || -> Result<Vmm> {
+            let mut marks = Marks::begin()?;
+            let vmm = contender.start_in(group, guest, &self.console)?;
+            marks.next(LIMIT)?;
+            Ok(vmm)
         };
         start().with_context(|| self.failure(contender))
     }

@@ -75,10 +75,11 @@ fn times(measured: &[Measured]) -> Result<Vec<Row>> {
 
 fn held(measured: &[Measured]) -> Vec<Row> {
     type Figure = (&'static str, usize, fn(&Held) -> f64);
-    let figures: [Figure; 4] = [
+    let figures: [Figure; 5] = [
         ("private memory beyond the guest's RAM, MiB", 1, |held| {
             mib(held.beyond_ram)
         }),
+        ("what no other VM shares, MiB", 1, |held| mib(held.unshared)),
         ("its page tables, KiB", 0, |held| {
             held.page_tables as f64 / 1024.0
         }),

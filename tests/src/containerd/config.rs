@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{CRUN_HANDLER, HANDLER, LARGE_HANDLER, Node, RUNTIME, Sandboxer};
+use super::{
+    CRUN_HANDLER, HANDLER, LARGE_HANDLER, Node, OtherHandler, RUNTIME, Sandboxer, other_handlers,
+};
 use crate::cache::GuestFiles;
 use crate::image;
 
@@ -65,6 +67,7 @@ fn containerd(node: &Node) -> String {
     let plugins = node.release.plugins.display();
     let large = node.large_config();
     let large = large.display();
+    let others: String = other_handlers().iter().map(other).collect();
     // Only containerd 2 knows the key.
     let sandboxer = match Sandboxer::of_stories() {
         Sandboxer::Podsandbox => String::new(),
@@ -112,6 +115,17 @@ disabled_plugins = [
       runtime_type = "{RUNTIME}"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{LARGE_HANDLER}.options]
         ConfigPath = "{large}"
-"#
+{others}"#
+    )
+}
+
+/// The entry of a handler of somebody else's shim.
+fn other(handler: &OtherHandler) -> String {
+    format!(
+        r#"    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{}]
+      runtime_type = {:?}
+      runtime_path = {:?}
+"#,
+        handler.name, handler.runtime, handler.program
     )
 }

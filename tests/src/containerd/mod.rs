@@ -39,6 +39,36 @@ pub const CRUN_HANDLER: &str = "crun";
 /// Another handler of Orlop's, whose configuration is [`Node::large_config`].
 pub const LARGE_HANDLER: &str = "orlop-large";
 
+/// Shims of others that are behind handlers of their own where a variable names their programs: the variable, the handler, the shim's type for containerd.
+const OTHERS: [(&str, &str, &str); 2] = [
+    ("KATA_SHIM", "kata", "io.containerd.kata.v2"),
+    ("RUNSC_SHIM", "runsc", "io.containerd.runsc.v1"),
+];
+
+/// A handler of somebody else's shim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherHandler {
+    /// What it is called.
+    pub name: &'static str,
+    /// The shim's type for containerd.
+    runtime: &'static str,
+    /// The shim.
+    pub program: PathBuf,
+}
+
+/// The handlers of shims that are named in the environment.
+#[must_use]
+pub fn other_handlers() -> Vec<OtherHandler> {
+    let named = OTHERS.iter().filter_map(|(variable, name, runtime)| {
+        Some(OtherHandler {
+            name,
+            runtime,
+            program: std::env::var_os(variable)?.into(),
+        })
+    });
+    named.collect()
+}
+
 /// The MTU of the pods' network, in bytes.
 pub const MTU: u32 = 1400;
 
