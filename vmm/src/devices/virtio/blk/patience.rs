@@ -7,8 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-/// The longest look, whatever the last times were like.
-const MOST: Duration = Duration::from_micros(500);
+/// As long as a request is kept from the driver at most that is done.
+const MOST: Duration = Duration::from_millis(2);
+/// An interrupt and a kick are worth so many times the work that was done.
+const WORTH: u32 = 8;
 /// The next request mostly comes within so many times the usual gap.
 const GAPS: u32 = 4;
 /// How many times in a row nobody looks for more requests than are expected, before that is tried.
@@ -29,6 +31,8 @@ pub struct Patience {
     tries: bool,
     /// When the last work was begun.
     begun: Instant,
+    /// Since when something that is done is kept from the driver.
+    kept_since: Option<Instant>,
     /// The look that is under way.
     look: Option<Look>,
 }
@@ -48,6 +52,7 @@ impl Patience {
             rested: 0,
             tries: false,
             begun: now,
+            kept_since: None,
             look: None,
         }
     }
@@ -74,7 +79,8 @@ impl Patience {
                 let Some(length) = self.length(done, now - self.begun) else {
                     return false;
                 };
-                let end = now + length.min(MOST);
+                let last = *self.kept_since.get_or_insert(now) + MOST;
+                let end = (now + length).min(last);
                 *self.look.insert(Look { begun: now, end })
             }
         };
@@ -83,10 +89,12 @@ impl Patience {
 
     /// How long to look when `done` requests are, the last of which took so long.
     fn length(&self, done: u32, work: Duration) -> Option<Duration> {
-        if done < self.expected {
-            Some(work.max(self.gap * GAPS))
-        } else if self.tries {
-            Some((work * TRY).max(self.gap * GAPS))
+        let worth = work * WORTH;
+        let usual = self.gap * GAPS;
+        if self.tries {
+            Some(usual.max(work * TRY).min(worth))
+        } else if done < self.expected && self.gap < worth {
+            Some(usual.max(work).min(worth))
         } else {
             None
         }
@@ -94,6 +102,7 @@ impl Patience {
 
     /// The driver is told of so many.
     pub fn told(&mut self, done: u32) {
+        self.kept_since = None;
         if self.look.take().is_some() {
             // In vain. The gaps may be those of other times.
             self.gap -= self.gap / 4;
@@ -167,13 +176,29 @@ mod tests {
     }
 
     #[test]
-    fn no_look_is_longer_than_the_longest() {
+    fn nobody_waits_for_requests_that_are_far_apart() {
+        let mut patience = Patience::new(Instant::now());
+        told(&mut patience, 1600, 16, WORK * 3);
+        let (count, vain) = told(&mut patience, 1600, 16, WORK * WORTH * 2);
+        assert!(count > 1500, "{count}");
+        assert!(vain < WORK * WORTH * 150, "{vain:?}");
+    }
+
+    #[test]
+    fn what_is_done_is_not_kept_for_long_however_many_come() {
         let begun = Instant::now();
         let mut patience = Patience::new(begun);
-        patience.told(16);
-        let now = begun + Duration::from_secs(5);
-        assert!(patience.looks(1, now));
-        assert!(patience.looks(1, now + MOST - Duration::from_nanos(1)));
-        assert!(!patience.looks(1, now + MOST));
+        patience.told(u32::MAX);
+        let mut now = begun;
+        for done in 1.. {
+            patience.came(now);
+            now += WORK;
+            if !patience.looks(done, now) {
+                break;
+            }
+            now += WORK / 2;
+        }
+        assert!(now - begun < MOST + WORK * 3, "{:?}", now - begun);
+        assert!(now - begun > MOST / 2, "{:?}", now - begun);
     }
 }
