@@ -6,17 +6,16 @@ use orlop_testbed::host::emulator::Emulator;
 
 use super::{CID, Content, Devices, Guest, TAG};
 
-/// No PIT and no PIC, whose work the local APIC and the KVM clock do; its RTC, for a kernel without one waits for it. Without devices no option ROMs, and no ACPI
-/// tables to make. Our kernel boots sooner without those, but finds no timer then, so that nothing in the guest ever wakes up. With devices PCI Express, which it finds
-/// by ACPI.
+/// No PIT and no PIC, whose work the local APIC and the KVM clock do; its RTC, for a kernel without one waits for it. Without devices no ACPI tables to make, and no
+/// option ROMs, without which there can be none. Our kernel boots sooner so, but finds no timer, and nothing in the guest ever wakes up by itself. With devices PCI
+/// Express, which it finds by ACPI.
 pub fn microvm(emulator: &Emulator, guest: &Guest) -> Command {
-    let machine = match guest.content {
-        Content::Nothing | Content::Initramfs(_) => {
-            let acpi = if guest.needs_timer { "on" } else { "off" };
-            format!("microvm,rtc=on,pit=off,pic=off,acpi={acpi},x-option-roms=off")
-        }
-        Content::Devices(_) => "microvm,rtc=on,pit=off,pic=off,acpi=on,pcie=on".to_owned(),
+    let further = match guest.content {
+        Content::Devices(_) => "acpi=on,pcie=on",
+        Content::Nothing | Content::Initramfs(_) if guest.needs_timer => "acpi=on",
+        Content::Nothing | Content::Initramfs(_) => "acpi=off,x-option-roms=off",
     };
+    let machine = format!("microvm,rtc=on,pit=off,pic=off,{further}");
     command(emulator, guest, &machine)
 }
 
