@@ -6,6 +6,7 @@
 pub mod host;
 pub mod loads;
 mod root;
+mod said;
 
 use std::env;
 use std::fs;
