@@ -45,7 +45,7 @@ impl Signals {
 /// When the kernel does not take the handler.
 pub fn end_at_bus_errors() -> io::Result<()> {
     extern "C" fn end(_: libc::c_int) {
-        const WORDS: &[u8] = b"orlop: bus error: a file that is read as memory (kernel, initramfs, disk image or RAM) was made shorter, or cannot be read; \
+        const WORDS: &[u8] = b"orlop: bus error: a file that is read as memory (kernel, initramfs, persistent memory or RAM) was made shorter, or cannot be read; \
             leave it alone while a VM uses it, and look for errors of its disk\n";
         // SAFETY: both may be called in a handler (signal-safety(7)), and the words live for ever.
         unsafe {
