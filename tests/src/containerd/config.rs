@@ -124,8 +124,8 @@ fn other(handler: &OtherHandler) -> String {
     format!(
         r#"    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{}]
       runtime_type = {:?}
-      runtime_path = {:?}
 "#,
-        handler.name, handler.runtime, handler.program
+        handler.name,
+        handler.runtime()
     )
 }

@@ -1,7 +1,6 @@
 //! The process of a node's containerd: started, started again when it ends by itself, as systemd would do it, and ended with its owner.
 
 use std::env;
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -135,7 +134,9 @@ impl Kept {
 fn spawn(node: &Node) -> Result<Child> {
     // One that is started again goes on in the same log.
     let log = File::options().create(true).append(true).open(node.log())?;
-    let mut search = OsString::from(build::programs_directory());
+    let mut search = node.other_shims().into_os_string();
+    search.push(":");
+    search.push(build::programs_directory());
     search.push(":");
     search.push(&node.release.programs);
     search.push(":");

@@ -17,7 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::cache::Cache;
 use crate::image;
@@ -39,30 +39,42 @@ pub const CRUN_HANDLER: &str = "crun";
 /// Another handler of Orlop's, whose configuration is [`Node::large_config`].
 pub const LARGE_HANDLER: &str = "orlop-large";
 
-/// Shims of others that are behind handlers of their own where a variable names their programs: the variable, the handler, the shim's type for containerd.
-const OTHERS: [(&str, &str, &str); 2] = [
-    ("KATA_SHIM", "kata", "io.containerd.kata.v2"),
-    ("RUNSC_SHIM", "runsc", "io.containerd.runsc.v1"),
-];
+/// Shims of others that are behind handlers of their own where a variable names their programs: the variable, the handler, the version of what the shim does.
+const OTHERS: [(&str, &str, &str); 2] =
+    [("KATA_SHIM", "kata", "v2"), ("RUNSC_SHIM", "runsc", "v1")];
 
 /// A handler of somebody else's shim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtherHandler {
     /// What it is called.
     pub name: &'static str,
-    /// The shim's type for containerd.
-    runtime: &'static str,
+    version: &'static str,
     /// The shim.
     pub program: PathBuf,
+}
+
+impl OtherHandler {
+    /// The shim's type for containerd.
+    fn runtime(&self) -> String {
+        format!("io.containerd.{}.{}", self.name, self.version)
+    }
+
+    /// Puts a link to the shim where containerd looks for one of its type, by its name: only later releases take a path.
+    fn link(&self, directory: &Path) -> Result<()> {
+        let link = directory.join(format!("containerd-shim-{}-{}", self.name, self.version));
+        let program = std::path::absolute(&self.program)?;
+        std::os::unix::fs::symlink(program, &link)
+            .with_context(|| format!("cannot link {}", link.display()))
+    }
 }
 
 /// The handlers of shims that are named in the environment.
 #[must_use]
 pub fn other_handlers() -> Vec<OtherHandler> {
-    let named = OTHERS.iter().filter_map(|(variable, name, runtime)| {
+    let named = OTHERS.iter().filter_map(|(variable, name, version)| {
         Some(OtherHandler {
             name,
-            runtime,
+            version,
             program: std::env::var_os(variable)?.into(),
         })
     });
@@ -129,6 +141,10 @@ impl Node {
         }
         // containerd 1.x puts the shims' sockets there, whatever its configuration says.
         fs::create_dir_all("/run/containerd/s")?;
+        fs::create_dir_all(node.other_shims())?;
+        for handler in other_handlers() {
+            handler.link(&node.other_shims())?;
+        }
         config::write(&node)?;
         let is_made = network.make()?;
         fs::write(node.network_file(), network.plugins(&node))?;
@@ -194,6 +210,11 @@ impl Node {
     #[must_use]
     pub fn network_file(&self) -> PathBuf {
         self.directory.join("cni/10-pods.conflist")
+    }
+
+    /// The directory with links to the shims of others.
+    fn other_shims(&self) -> PathBuf {
+        self.directory.join("shims")
     }
 
     /// The directory with what is to be known of registries, each in a directory of its name.
