@@ -12,6 +12,9 @@ use tempfile::TempDir;
 
 use crate::contender::{CLOUD_HYPERVISOR_VARIABLE, Contender, FIRECRACKER_VARIABLE};
 
+/// The variable that names another kernel than our own.
+const KERNEL_VARIABLE: &str = "KERNEL";
+
 /// A directory in memory that goes when this is dropped.
 pub struct Workplace {
     directory: TempDir,
@@ -27,7 +30,11 @@ impl Workplace {
         let cache = Cache::open()?;
         let directory = tempfile::tempdir_in("/run")?;
         let here = |name| directory.path().join(name);
-        copy(&cache.own_vmlinux(), &here("vmlinux"))?;
+        match env::var_os(KERNEL_VARIABLE) {
+            Some(kernel) => copy(Path::new(&kernel), &here("vmlinux"))
+                .with_context(|| format!("{KERNEL_VARIABLE} names no kernel"))?,
+            None => copy(&cache.own_vmlinux(), &here("vmlinux"))?,
+        }
         copy(&build::programs_directory().join("orlop"), &here("orlop"))?;
         let emulator = match Emulator::unpacked(&cache.emulator()) {
             Some(_) => {
@@ -47,7 +54,7 @@ impl Workplace {
         self.directory.path().join(name)
     }
 
-    /// The kernel of our own, an ELF file with a PVH entry point.
+    /// The kernel that is named, or that of our own: an ELF file with a PVH entry point.
     pub fn kernel(&self) -> PathBuf {
         self.path("vmlinux")
     }
