@@ -12,7 +12,8 @@ pub struct Held {
     /// Private memory without the guest's RAM, in bytes.
     pub beyond_ram: u64,
     /// What its control group is charged with that no other VM shares, in bytes: anonymous memory without the guest's RAM, and the kernel's own.
-    pub unshared: u64,
+    /// `None` where the host's kernel does not say.
+    pub unshared: Option<u64>,
     /// Threads.
     pub threads: u64,
     /// Open files.
@@ -22,11 +23,11 @@ pub struct Held {
 }
 
 impl Held {
-    /// What process `id` holds now, whose control group is charged with so much. Its guest's RAM is what is mapped in one stretch that is at least `ram` bytes long.
+    /// What process `id` holds now, whose control group is charged with so much, if that is known. Its guest's RAM is what is mapped in one stretch that is at least `ram` bytes long.
     ///
     /// # Errors
     /// When the process has gone, or its files in `/proc` read otherwise than proc(5) says.
-    pub fn by(id: u32, charged: Charged, ram: u64) -> Result<Self> {
+    pub fn by(id: u32, charged: Option<Charged>, ram: u64) -> Result<Self> {
         let read = |name: &str| {
             let path = format!("/proc/{id}/{name}");
             let text = fs::read_to_string(&path);
@@ -40,7 +41,7 @@ impl Held {
         let field = |name: &str| field(&status, name).with_context(|| format!("no {name}"));
         Ok(Self {
             beyond_ram: beyond(&own, ram).map(|stretch| stretch.private).sum(),
-            unshared: charged.anonymous.saturating_sub(ram_anonymous) + charged.kernel,
+            unshared: charged.map(|it| it.anonymous.saturating_sub(ram_anonymous) + it.kernel),
             threads: field("Threads:")?,
             files: fs::read_dir(format!("/proc/{id}/fd"))?.count() as u64,
             page_tables: field("VmPTE:")? << 10,
@@ -158,9 +159,9 @@ mod tests {
         assert_eq!(field(status, "Threads:"), Some(4));
         assert_eq!(field(status, "Other:"), None);
         let (anonymous, kernel) = (1 << 40, 5);
-        let charged = Charged { anonymous, kernel };
+        let charged = Some(Charged { anonymous, kernel });
         let own = Held::by(std::process::id(), charged, u64::MAX).unwrap();
-        assert_eq!(own.unshared, (1 << 40) + 5);
+        assert_eq!(own.unshared, Some((1 << 40) + 5));
         let all_is_ram = Held::by(std::process::id(), charged, 0).unwrap();
         assert!(all_is_ram.unshared < own.unshared && all_is_ram.beyond_ram == 0);
         assert!(share_of_memory(std::process::id()).unwrap() > 0);

@@ -220,10 +220,11 @@ impl Stage {
         let counts = Counts::of(contender, &self.guest, &self.console);
         measured.counts = counts.with_context(|| self.failure(contender))?;
         let held = |guest: &Guest| {
-            let group = Group::make("orlop-bench")?;
-            let vmm = self.booted_in(&group, contender, guest)?;
+            let group = known(Group::make("orlop-bench"));
+            let vmm = self.booted_in(group.as_ref(), contender, guest)?;
             thread::sleep(SETTLE);
-            Held::by(vmm.id(), group.charged()?, guest.memory_mib << 20)
+            let charged = group.as_ref().and_then(|group| known(group.charged()));
+            Held::by(vmm.id(), charged, guest.memory_mib << 20)
         };
         measured.of_one = held(&self.guest)?;
         measured.of_many = held(&self.many)?;
@@ -245,11 +246,19 @@ impl Stage {
         start().with_context(|| self.failure(contender))
     }
 
-    /// Starts a guest in a control group, and waits for its mark.
-    fn booted_in(&self, group: &Group, contender: &Contender, guest: &Guest) -> Result<Vmm> {
+    /// Starts a guest, in a control group if there is one, and waits for its mark.
+    fn booted_in(
+        &self,
+        group: Option<&Group>,
+        contender: &Contender,
+        guest: &Guest,
+    ) -> Result<Vmm> {
         let start = || -> Result<Vmm> {
             let mut marks = Marks::begin()?;
-            let vmm = contender.start_in(group, guest, &self.console)?;
+            let vmm = match group {
+                Some(group) => contender.start_in(group, guest, &self.console)?,
+                None => contender.start(guest, &self.console)?,
+            };
             marks.next(LIMIT)?;
             Ok(vmm)
         };
@@ -260,6 +269,12 @@ impl Stage {
     pub fn failure(&self, contender: &Contender) -> String {
         format!("{}: {}", contender.name(), last_words(&self.console))
     }
+}
+
+/// What not every host's kernel tells of its control groups. Where it does not, that is said, and the figure is left out.
+fn known<T>(told: Result<T>) -> Option<T> {
+    told.inspect_err(|error| step(format!("what no other VM shares is left out: {error:#}")))
+        .ok()
 }
 
 /// An initramfs whose process 1 is `init`.

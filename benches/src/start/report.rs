@@ -74,23 +74,25 @@ fn times(measured: &[Measured]) -> Result<Vec<Row>> {
 }
 
 fn held(measured: &[Measured]) -> Vec<Row> {
-    type Figure = (&'static str, usize, fn(&Held) -> f64);
+    type Figure = (&'static str, usize, fn(&Held) -> Option<f64>);
     let figures: [Figure; 5] = [
         ("private memory beyond the guest's RAM, MiB", 1, |held| {
-            mib(held.beyond_ram)
+            Some(mib(held.beyond_ram))
         }),
-        ("what no other VM shares, MiB", 1, |held| mib(held.unshared)),
+        ("what no other VM shares, MiB", 1, |held| {
+            held.unshared.map(mib)
+        }),
         ("its page tables, KiB", 0, |held| {
-            held.page_tables as f64 / 1024.0
+            Some(held.page_tables as f64 / 1024.0)
         }),
-        ("threads", 0, |held| held.threads as f64),
-        ("open files", 0, |held| held.files as f64),
+        ("threads", 0, |held| Some(held.threads as f64)),
+        ("open files", 0, |held| Some(held.files as f64)),
     ];
     let mut rows = Vec::new();
     for (what, decimals, figure) in figures {
-        let of_one = measured.iter().map(|it| Some(figure(&it.of_one)));
+        let of_one = measured.iter().map(|it| figure(&it.of_one));
         rows.push(row(format!("{what}, 1 vCPU"), decimals, of_one.collect()));
-        let of_many = measured.iter().map(|it| Some(figure(&it.of_many)));
+        let of_many = measured.iter().map(|it| figure(&it.of_many));
         rows.push(row(
             format!("{what}, {MANY} vCPUs, no kernel"),
             decimals,
@@ -150,6 +152,7 @@ mod tests {
             "|  | Orlop | Firecracker | ratio |",
             "| exec to init, ms (spread 4900 % at most) | 100.0 | 400.0 | 0.25 |",
             "| private memory beyond the guest's RAM, MiB, 1 vCPU | 2.0 | 8.0 | 0.25 |",
+            "| what no other VM shares, MiB, 1 vCPU | - | - | - |",
             "| threads, 8 vCPUs, no kernel | 0 | 0 | - |",
         ] {
             assert!(report.contains(line), "{line}: {report}");
