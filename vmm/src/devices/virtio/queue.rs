@@ -5,6 +5,7 @@
 //! sees it, and a head that is in flight is not taken twice.
 
 mod chain;
+mod window;
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -159,26 +160,29 @@ impl Queue {
         self.layout
     }
 
+    /// How many chains the driver has made available that were not taken.
+    ///
+    /// # Errors
+    /// [`Error::Ahead`] when there are more than the queue holds; or the ring could not be reached.
+    pub fn waiting(&self, memory: &GuestMemory) -> Result<u16, Error> {
+        let available = self.rings.avail_idx(memory, Ordering::Acquire);
+        let available = available.map_err(Error::Rings)?.0;
+        let waiting = available.wrapping_sub(self.rings.next_avail());
+        let size = self.layout.size;
+        if waiting > size {
+            return Err(Error::Ahead { waiting, size });
+        }
+        Ok(waiting)
+    }
+
     /// Takes the next chain that the driver has made available.
     ///
     /// # Errors
     /// When the rings or the chain are malformed. The queue is then of no further use.
     pub fn pop(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, Error> {
         let next = self.rings.next_avail();
-        let available = self
-            .rings
-            .avail_idx(memory, Ordering::Acquire)
-            .map_err(Error::Rings)?
-            .0;
-        let waiting = available.wrapping_sub(next);
-        if waiting == 0 {
+        if self.waiting(memory)? == 0 {
             return Ok(None);
-        }
-        if waiting > self.layout.size {
-            return Err(Error::Ahead {
-                waiting,
-                size: self.layout.size,
-            });
         }
         let slot = u64::from(next % self.layout.size);
         let entry = place(self.layout.driver, RING_OFFSET + 2 * slot)?;

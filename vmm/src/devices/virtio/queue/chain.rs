@@ -3,13 +3,14 @@
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory as _, Permissions, VolatileSlice};
+use vm_memory::{Address, Bytes, GuestAddress, VolatileMemory as _, VolatileSlice};
 
+use super::window::Window;
 use super::{Error, Layout};
 use crate::devices::virtio::GuestMemory;
 
 /// A descriptor's size in bytes (virtio 1.2, 2.7.5).
-const DESCRIPTOR_SIZE: u64 = 16;
+const DESCRIPTOR_SIZE: usize = 16;
 
 /// A buffer in guest memory. Its whole range was seen to lie in RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,21 +124,18 @@ impl Chain {
             readable: Vec::new(),
             writable: Vec::new(),
         };
-        let mut table = Table {
-            base: layout.descriptors,
-            size: layout.size,
-            indirect: false,
-        };
+        let mut window = Window::on(memory);
+        let mut table = Table::at(&mut window, layout.descriptors, layout.size, false);
         let mut index = head;
         let mut bytes = 0u32;
         let mut length = 0;
         loop {
-            let descriptor = table.read(memory, index)?;
+            let descriptor = table.read(&window, index)?;
             let flags = u32::from(descriptor.flags());
             let continues = flags & VRING_DESC_F_NEXT != 0;
             if flags & VRING_DESC_F_INDIRECT != 0 {
                 // Happens once at most: a table within a table is an error.
-                table = table.enter(&descriptor, continues)?;
+                table = table.enter(&mut window, &descriptor, continues)?;
                 index = 0;
                 continue;
             }
@@ -152,7 +150,7 @@ impl Chain {
                 len: descriptor.len(),
             };
             bytes = bytes
-                .checked_add(segment.check(memory)?)
+                .checked_add(segment.check(&mut window)?)
                 .ok_or(Error::TooBig)?;
             if flags & VRING_DESC_F_WRITE != 0 {
                 chain.writable.push(segment);
@@ -171,12 +169,12 @@ impl Chain {
 
 impl Segment {
     /// Its length, once it is known to lie in RAM.
-    fn check(&self, memory: &GuestMemory) -> Result<u32, Error> {
+    fn check(&self, window: &mut Window) -> Result<u32, Error> {
         if self.len == 0 {
             return Err(Error::ZeroLength);
         }
         // u32 to usize: x86_64 only.
-        if !memory.check_range(self.addr, self.len as usize, Permissions::ReadWrite) {
+        if !window.has(self.addr, self.len as usize) {
             return Err(Error::OutsideMemory {
                 addr: self.addr.raw_value(),
                 len: self.len,
@@ -187,39 +185,60 @@ impl Segment {
 }
 
 /// The table that a chain's indices point into: the queue's, or an indirect one.
-#[derive(Clone, Copy)]
-struct Table {
+struct Table<'m> {
     base: GuestAddress,
     size: u16,
     indirect: bool,
+    /// All of it, if one region has all.
+    whole: Option<VolatileSlice<'m>>,
 }
 
-impl Table {
-    fn read(&self, memory: &GuestMemory, index: u16) -> Result<Descriptor, Error> {
+impl<'m> Table<'m> {
+    fn at(window: &mut Window<'m>, base: GuestAddress, size: u16, indirect: bool) -> Self {
+        Table {
+            base,
+            size,
+            indirect,
+            whole: window.whole(base, usize::from(size) * DESCRIPTOR_SIZE),
+        }
+    }
+
+    fn read(&self, window: &Window, index: u16) -> Result<Descriptor, Error> {
         if index >= self.size {
             return Err(Error::DescriptorIndex {
                 index,
                 size: self.size,
             });
         }
-        let offset = u64::from(index) * DESCRIPTOR_SIZE;
-        let addr = self.base.checked_add(offset).ok_or(Error::Indirect)?;
-        let raw: RawDescriptor = memory.read_obj(addr).map_err(Error::Memory)?;
+        let offset = usize::from(index) * DESCRIPTOR_SIZE;
+        let raw: RawDescriptor = match &self.whole {
+            Some(whole) => whole
+                .get_ref(offset)
+                .map_err(|error| Error::Memory(error.into()))?
+                .load(),
+            None => {
+                let addr = self.base.checked_add(offset as u64);
+                let addr = addr.ok_or(Error::Indirect)?;
+                window.memory().read_obj(addr).map_err(Error::Memory)?
+            }
+        };
         Ok(Descriptor::from(raw))
     }
 
     /// The table that `descriptor` refers to (virtio 1.2, 2.7.5.3).
-    fn enter(&self, descriptor: &Descriptor, continues: bool) -> Result<Table, Error> {
-        let len = u64::from(descriptor.len());
+    fn enter(
+        &self,
+        window: &mut Window<'m>,
+        descriptor: &Descriptor,
+        continues: bool,
+    ) -> Result<Self, Error> {
+        // u32 to usize: x86_64 only.
+        let len = descriptor.len() as usize;
         let size = u16::try_from(len / DESCRIPTOR_SIZE).map_err(|_| Error::Indirect)?;
-        if self.indirect || continues || size == 0 || len % DESCRIPTOR_SIZE != 0 {
+        if self.indirect || continues || size == 0 || !len.is_multiple_of(DESCRIPTOR_SIZE) {
             return Err(Error::Indirect);
         }
-        Ok(Table {
-            base: descriptor.addr(),
-            size,
-            indirect: true,
-        })
+        Ok(Table::at(window, descriptor.addr(), size, true))
     }
 }
 
@@ -245,6 +264,7 @@ fn slices<'m>(
     mut offset: usize,
     mut len: usize,
 ) -> Result<Vec<VolatileSlice<'m>>, Error> {
+    let mut window = Window::on(memory);
     let mut found = Vec::with_capacity(segments.len());
     for segment in segments {
         let size = segment.len as usize;
@@ -260,12 +280,7 @@ fn slices<'m>(
             .addr
             .checked_add(offset as u64)
             .ok_or(Error::Invalid)?;
-        for slice in memory
-            .get_slices(start, take, Permissions::ReadWrite)
-            .map_err(Error::Memory)?
-        {
-            found.push(slice.map_err(Error::Memory)?);
-        }
+        window.view(start, take, &mut found)?;
         offset = 0;
         len -= take;
     }

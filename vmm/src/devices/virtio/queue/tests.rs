@@ -223,6 +223,22 @@ fn without_event_idx_the_flag_turns_interrupts_off() {
 }
 
 #[test]
+fn what_was_not_taken_waits() {
+    let mut driver = rings();
+    let memory = driver.memory.clone();
+    let mut queue = driver.queue();
+    for _ in 0..2 {
+        driver.add(&[(0x4000, 8, false)]).unwrap();
+    }
+    for waiting in [2, 1, 0] {
+        assert_eq!(queue.waiting(&memory).unwrap(), waiting);
+        assert_eq!(queue.pop(&memory).unwrap().is_some(), waiting > 0);
+    }
+    driver.set_avail(SIZE + 3);
+    assert_err!(queue.waiting(&memory), Error::Ahead { waiting: 9, .. });
+}
+
+#[test]
 fn an_index_too_far_ahead_is_an_error() {
     let mut driver = rings();
     driver.set_avail(SIZE + 1);
