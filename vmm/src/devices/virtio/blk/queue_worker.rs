@@ -27,6 +27,8 @@ const ENGINE: u64 = 1;
 
 /// As many bytes as the driver is told of before more is done: to copy them takes longer than to tell, and the guest can go on with them meanwhile.
 const LOT: usize = 256 << 10;
+/// The driver is told of so many in any case.
+const LOTS: usize = 4 << 20;
 
 /// What the thread works with.
 pub struct QueueWorker {
@@ -47,6 +49,21 @@ pub struct QueueWorker {
     /// Whether every write must be durable when it is said to be done, because the driver will never ask for a flush
     /// (virtio 1.2, 5.2.6.2).
     pub write_through: bool,
+}
+
+/// What is done and given back, and the driver was not told of yet.
+#[derive(Debug, Default)]
+struct Untold {
+    requests: u32,
+    bytes: usize,
+}
+
+impl Untold {
+    /// Whether a [`LOT`] is told before more is done, where so many requests wait: once half of all are done, so that the guest goes on with these while
+    /// the others are, and as soon as it would wait for too much.
+    fn suffice(&self, waiting: u16) -> bool {
+        self.requests >= u32::from(waiting) || self.bytes >= LOTS
+    }
 }
 
 /// What ends a worker before its time.
@@ -103,7 +120,7 @@ impl QueueWorker {
     }
 
     /// Takes what is available and has it done, and again while there was some, for the driver need not kick for what it adds meanwhile. What has ended
-    /// by then is told by one interrupt, if it is no [`LOT`]. `true`: there is more, which no kick will announce.
+    /// by then is told by one interrupt, or where that is a [`LOT`] by more ([`Untold::suffice`]). `true`: there is more, which no kick will announce.
     ///
     /// Where that has paid lately, it is looked for more ([`Patience`]). A driver cannot keep the thread here: it does as
     /// much as a queue of its size holds.
@@ -111,17 +128,19 @@ impl QueueWorker {
         self.queue.queue.disable_kicks(&self.memory)?;
         self.patience.begin(Instant::now());
         let mut room = self.queue.queue.size();
-        let mut untold = 0;
+        let mut untold = Untold::default();
         let more = loop {
             let taken = self.take(room)?;
             if taken > 0 {
                 self.patience.came(Instant::now());
             }
             let turned = self.engine.turn(done);
-            untold += done.len() as u32;
-            let bytes: usize = done.iter().map(|job| job.request().bytes()).sum();
+            for job in done.iter() {
+                untold.requests += 1;
+                untold.bytes += job.request().bytes();
+            }
             self.give_back(done)?;
-            if bytes >= LOT {
+            if untold.bytes >= LOT && untold.suffice(self.queue.queue.waiting(&self.memory)?) {
                 self.tell(&mut untold)?;
             }
             turned.map_err(|source| Broken::System {
@@ -130,7 +149,7 @@ impl QueueWorker {
             })?;
             room = room.saturating_sub(taken);
             if taken == 0 {
-                if untold > 0 && self.patience.looks(untold, Instant::now()) {
+                if untold.requests > 0 && self.patience.looks(untold.requests, Instant::now()) {
                     // The guest may have no other processor to ask on.
                     thread::yield_now();
                     continue;
@@ -185,10 +204,10 @@ impl QueueWorker {
     }
 
     /// Tells the driver of so many requests that were given back, and perhaps of some that could not be done.
-    fn tell(&mut self, untold: &mut u32) -> Result<(), queue::Error> {
-        let untold = mem::take(untold);
-        if untold > 0 {
-            self.patience.told(untold);
+    fn tell(&mut self, untold: &mut Untold) -> Result<(), queue::Error> {
+        let Untold { requests, .. } = mem::take(untold);
+        if requests > 0 {
+            self.patience.told(requests);
         }
         self.interrupt()
     }
@@ -199,5 +218,21 @@ impl QueueWorker {
             self.queue.interrupt.trigger();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_hears_of_large_requests_when_half_are_done() {
+        let untold = |requests, bytes| Untold { requests, bytes };
+        for (requests, waiting, suffices) in
+            [(1, 0, true), (1, 1, true), (1, 3, false), (2, 2, true)]
+        {
+            assert_eq!(untold(requests, LOT).suffice(waiting), suffices);
+        }
+        assert!(untold(1, LOTS).suffice(200));
     }
 }
