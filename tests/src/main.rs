@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use orlop_testbed::bench::Subject;
+use orlop_testbed::bench::Measurement;
 use orlop_testbed::containerd::{Sandboxer, Version};
 use orlop_testbed::host::HostKernel;
 use orlop_testbed::stories::Telling;
-use orlop_testbed::{bench, cluster, demo, host, package, progress, setup, stories};
+use orlop_testbed::{cluster, demo, host, package, progress, setup, stories};
 
 /// Runs Orlop's demo and tests on any Debian 12, with or without hardware virtualisation.
 #[derive(Parser)]
@@ -64,23 +64,7 @@ enum What {
         file: Option<PathBuf>,
     },
     /// Measure Orlop; benches/README.md tells how
-    Bench {
-        /// What is measured
-        #[arg(value_enum, default_value_t = Subject::Pod)]
-        subject: Subject,
-        /// How many runs are measured
-        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-        runs: u32,
-        /// Of `devices` these kinds (blk, net, vsock, fs), of `requests` those with these words in their names; separated by commas
-        #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-        only: Vec<String>,
-        /// Draw how far Orlop is ahead, as an SVG file (start, density, devices)
-        #[arg(long, value_name = "FILE", conflicts_with = "check")]
-        plot: Option<PathBuf>,
-        /// Measure Orlop alone where everything is emulated and instructions are counted, and fail where a budget is exceeded (start)
-        #[arg(long)]
-        check: bool,
-    },
+    Bench(Measurement),
     /// Run all tests, after a setup of what they need: the unit tests here, the stories where KVM is
     Test {
         /// Only the stories of these programs (such as `disks`), or whose names contain one of these; no unit tests then
@@ -170,19 +154,7 @@ fn main() -> ExitCode {
         What::InCluster { command } => cluster::run_inside(&command),
         What::Worker { files } => cluster::worker::run(&cluster::Files::at(&files)),
         What::Package { file } => package::run(file),
-        What::Bench {
-            subject,
-            runs,
-            only,
-            plot,
-            check: false,
-        } => bench::run(subject, runs, &only, plot.as_deref()),
-        What::Bench {
-            subject,
-            runs,
-            check: true,
-            ..
-        } => bench::check(subject, runs),
+        What::Bench(measurement) => measurement.run(),
         What::Test {
             only,
             full,

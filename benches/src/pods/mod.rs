@@ -2,6 +2,7 @@
 //! the runtimes of containers that are there, and those whose shims are named in the environment, each behind a handler of one and the same containerd.
 
 mod memory;
+mod syslog;
 
 use std::process::Command;
 use std::thread;
@@ -16,6 +17,7 @@ use orlop_testbed::setup::build;
 use crate::contender;
 use crate::figures::{Beside, Better, Comparison, Row, median};
 use memory::Memory;
+use syslog::Syslog;
 
 /// The handler of runc.
 const RUNC: &str = "runc";
@@ -60,6 +62,7 @@ pub fn measure(runs: u32) -> Result<()> {
     let directory = tempfile::Builder::new()
         .prefix("bench-")
         .tempdir_in("/run")?;
+    let _syslog = Syslog::stand_in()?;
     let (node, _daemon) = Node::start(directory.path())?;
     let cri = Cri::connect(&node)?;
     let mut all = Vec::new();
