@@ -11,7 +11,7 @@ use orlop_testbed::progress::step;
 
 use crate::contender::{Contender, Vmm, versions};
 use crate::counts::Counter;
-use crate::figures::{Beside, Better, Comparison, Row, median};
+use crate::figures::{Beside, Better, Comparison, Row};
 use crate::held::share_of_memory;
 use crate::plot;
 use crate::start::Stage;
@@ -47,7 +47,7 @@ struct Crowd {
 /// When a VMM does not run, or the kernel's traces cannot be had.
 pub fn measure(runs: u32, plot: Option<&Path>) -> Result<()> {
     let stage = Stage::set()?;
-    let contenders = stage.contenders()?;
+    let contenders = stage.workplace().contenders()?;
     let mut crowds = vec![CROWDS.map(|_| Vec::new()); contenders.len()];
     let mut marks = Marks::begin()?;
     for run in 1..=runs {
@@ -146,13 +146,13 @@ fn rows(crowds: &[[Vec<Crowd>; CROWDS.len()]]) -> Vec<Row> {
         for (at, size) in CROWDS.into_iter().enumerate() {
             let of_size = crowds.iter().map(|crowds| {
                 let crowds = crowds.get(at).into_iter().flatten();
-                median(crowds.map(figure)).ok()
+                crowds.map(figure).collect()
             });
             rows.push(Row {
                 what: format!("{size} at once: {what}"),
                 better: Better::Less,
                 decimals,
-                figures: of_size.collect(),
+                runs: of_size.collect(),
             });
         }
     }
@@ -180,13 +180,13 @@ mod tests {
         assert_eq!(rows.len(), 15);
         let last = rows.last().unwrap();
         assert_eq!(last.what, "16 at once: exits of each when idle, a second");
-        assert_eq!(last.figures, [Some(20.0), Some(40.0)]);
+        assert_eq!(last.figures(), [Some(20.0), Some(40.0)]);
         assert!(rows.iter().all(|row| row.leads() == [Some(2.0)]));
     }
 
     #[test]
     fn what_never_booted_has_no_figures() {
         let rows = rows(&[CROWDS.map(|_| Vec::new())]);
-        assert!(rows.iter().all(|row| row.figures == [None]));
+        assert!(rows.iter().all(|row| row.figures() == [None]));
     }
 }

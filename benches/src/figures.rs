@@ -60,8 +60,8 @@ pub struct Row {
     pub better: Better,
     /// How many decimals are printed.
     pub decimals: usize,
-    /// What could not be measured is `None`.
-    pub figures: Vec<Option<f64>>,
+    /// What was measured of each, run by run; nothing of what could not be.
+    pub runs: Vec<Vec<f64>>,
 }
 
 /// Which of two figures is better.
@@ -72,6 +72,23 @@ pub enum Better {
 }
 
 impl Row {
+    /// The medians of all runs.
+    pub fn figures(&self) -> Vec<Option<f64>> {
+        let runs = self.runs.iter();
+        runs.map(|runs| median(runs.iter().copied()).ok()).collect()
+    }
+
+    /// How far apart runs of one and the same were, as a part of their median, where that is most. None if nothing ran twice.
+    fn spread(&self) -> Option<f64> {
+        let spread = |runs: &Vec<f64>| {
+            let median = median(runs.iter().copied()).ok()?;
+            let least = runs.iter().copied().reduce(f64::min)?;
+            let most = runs.iter().copied().reduce(f64::max)?;
+            Some((most - least) / median).filter(|it| runs.len() > 1 && it.is_finite())
+        };
+        self.runs.iter().filter_map(spread).reduce(f64::max)
+    }
+
     /// How many times better Orlop's figure is than each other one.
     pub fn leads(&self) -> Vec<Option<f64>> {
         self.compared(|ours, theirs| match self.better {
@@ -81,8 +98,9 @@ impl Row {
     }
 
     fn compared(&self, with: impl Fn(f64, f64) -> f64) -> Vec<Option<f64>> {
-        let ours = self.figures.first().copied().flatten();
-        let theirs = self.figures.iter().skip(1);
+        let figures = self.figures();
+        let ours = figures.first().copied().flatten();
+        let theirs = figures.iter().skip(1);
         let compared =
             theirs.map(|theirs| ours.zip(*theirs).map(|(ours, theirs)| with(ours, theirs)));
         compared.map(|it| it.filter(|it| it.is_finite())).collect()
@@ -93,11 +111,14 @@ impl Row {
             Beside::Ratio => self.compared(|ours, theirs| ours / theirs),
             Beside::Lead => self.leads(),
         };
-        let mut figures = self.figures.iter();
-        let mut cells = vec![self.what.clone()];
-        cells.extend(figures.next().map(|ours| cell(*ours, self.decimals)));
+        let mut figures = self.figures().into_iter();
+        let spread = self
+            .spread()
+            .map(|it| format!(" (spread {:.0} % at most)", it * 100.0));
+        let mut cells = vec![format!("{}{}", self.what, spread.unwrap_or_default())];
+        cells.extend(figures.next().map(|ours| cell(ours, self.decimals)));
         for (theirs, compared) in figures.zip(compared) {
-            cells.extend([cell(*theirs, self.decimals), cell(compared, 2)]);
+            cells.extend([cell(theirs, self.decimals), cell(compared, 2)]);
         }
         cells
     }
@@ -150,7 +171,7 @@ mod tests {
             what: "ms".to_owned(),
             better,
             decimals: 1,
-            figures: vec![Some(2.0), Some(4.0), None, Some(0.0)],
+            runs: vec![vec![2.0], vec![4.0], vec![], vec![0.0]],
         };
         let comparison = |beside| Comparison {
             about: "",
@@ -165,6 +186,13 @@ mod tests {
              | ms | 2.0 | 4.0 | 0.50 | - | - | 0.0 | - |\n"
         );
         assert!(comparison(Beside::Lead).table().contains("| 4.0 | 2.00 |"));
+        let twice = Row {
+            runs: vec![vec![1.0, 3.0], vec![3.0, 5.0], vec![], vec![7.0]],
+            ..row(Better::Less)
+        };
+        assert_eq!(twice.figures(), [Some(2.0), Some(4.0), None, Some(7.0)]);
+        let cells = twice.cells(Beside::Ratio);
+        assert_eq!(cells[0], "ms (spread 100 % at most)");
         assert_eq!(row(Better::Less).leads(), [Some(2.0), None, Some(0.0)]);
         assert_eq!(row(Better::More).leads(), [Some(0.5), None, None]);
     }

@@ -76,12 +76,13 @@ fn field(status: &str, name: &str) -> Option<u64> {
     value.split_whitespace().next()?.parse().ok()
 }
 
-/// What a process maps, what lies side by side as one: the guest's RAM is one stretch even where parts of it are in pages of another size.
+/// What a process maps, what lies side by side and is of one kind as one: the guest's RAM is one stretch even where parts of it are in pages of another size, and not
+/// where the program lies behind it.
 fn stretches(smaps: &str) -> Option<Vec<Mapping>> {
     let mut stretches: Vec<Mapping> = Vec::new();
     for mapping in mappings(smaps)? {
         match stretches.last_mut() {
-            Some(last) if last.end == mapping.start && last.dumped == mapping.dumped => {
+            Some(last) if last.end == mapping.start && last.is_like(&mapping) => {
                 last.end = mapping.end;
                 last.private += mapping.private;
                 last.share += mapping.share;
@@ -110,19 +111,34 @@ struct Mapping {
     anonymous: u64,
     /// Its part of what is in it, where others share it (PSS), in bytes.
     share: u64,
+    /// What may be done with it, as `rw-p`.
+    permissions: String,
+    /// The file that it is of; 0 for none.
+    inode: u64,
     /// Whether core dumps have it. A VMM may leave its guest's RAM out of them.
     dumped: bool,
+}
+
+impl Mapping {
+    fn is_like(&self, other: &Self) -> bool {
+        self.permissions == other.permissions
+            && self.inode == other.inode
+            && self.dumped == other.dumped
+    }
 }
 
 fn mappings(smaps: &str) -> Option<Vec<Mapping>> {
     let mut mappings: Vec<Mapping> = Vec::new();
     for line in smaps.lines() {
         let (field, value) = line.split_once(char::is_whitespace)?;
-        // A mapping begins with its range of addresses.
+        // A mapping begins with its range of addresses, its permissions, and the offset, the device and the inode of its file.
         if !field.ends_with(':') {
             let (start, end) = field.split_once('-')?;
             let address = |text| u64::from_str_radix(text, 16).ok();
+            let mut words = value.split_whitespace();
             mappings.push(Mapping {
+                permissions: words.next()?.to_owned(),
+                inode: words.nth(2)?.parse().ok()?,
                 start: address(start)?,
                 end: address(end)?,
                 private: 0,
@@ -183,11 +199,21 @@ mod tests {
                      VmFlags: rd wr dd\n\
                      7f0008000000-7f0008001000 rw-p 00000000 00:00 0 \n\
                      Private_Dirty:         4 kB\n\
-                     VmFlags: rd wr\n";
+                     VmFlags: rd wr\n\
+                     7f0010000000-7f0018000000 rw-p 00000000 00:00 0 \n\
+                     Private_Dirty:         4 kB\n\
+                     VmFlags: rd wr\n\
+                     7f0018000000-7f0018100000 r-xp 00000000 08:01 1 /usr/bin/vmm\n\
+                     Private_Clean:         8 kB\n\
+                     VmFlags: rd ex\n";
         let stretches = stretches(smaps).unwrap();
         let private = |ram| beyond(&stretches, ram).map(|it| it.private).sum::<u64>();
-        assert_eq!(private(128 << 20), 20 << 10);
-        assert_eq!(private(256 << 20), (20 << 10) + (64 << 20));
+        assert_eq!(
+            private(128 << 20),
+            28 << 10,
+            "the program is none of the RAM before it"
+        );
+        assert_eq!(private(256 << 20), (32 << 10) + (64 << 20));
         let share = |ram| beyond(&stretches, ram).map(|it| it.share).sum::<u64>();
         assert_eq!(share(128 << 20), 14 << 10);
         assert!(super::stretches("nonsense").is_none());

@@ -104,7 +104,7 @@ mod tests {
                 what: "to init".to_owned(),
                 better: Better::Less,
                 decimals: 0,
-                figures: vec![Some(2.0), Some(5.0), None],
+                runs: vec![vec![2.0], vec![5.0], vec![]],
             }],
         };
         assert!(length(1.0) < length(2.0) && length(2.0) < length(1e9));

@@ -64,7 +64,21 @@ impl Workplace {
         self.path("orlop")
     }
 
-    /// The VMMs that are compared when their programs are named in the environment.
+    /// The VMMs that are compared: Orlop first, QEMU's machines, and those that are named.
+    ///
+    /// # Errors
+    /// As [`Workplace::named`].
+    pub fn contenders(&self) -> Result<Vec<Contender>> {
+        let mut contenders = vec![
+            Contender::Orlop(self.orlop()),
+            Contender::QemuMicrovm(self.emulator()),
+            Contender::QemuQ35(self.emulator()),
+        ];
+        contenders.extend(self.named()?);
+        Ok(contenders)
+    }
+
+    /// The VMMs whose programs are named in the environment.
     ///
     /// # Errors
     /// When such a program is not there.

@@ -13,13 +13,13 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use orlop_testbed::host::INSIDE_VARIABLE;
 use orlop_testbed::progress::step;
 
 use crate::contender::{Contender, Content, Devices, Guest, last_words, versions};
 use crate::counts::{Counter, Exits};
-use crate::figures::{Beside, Better, Comparison, Row, median, table};
+use crate::figures::{Beside, Better, Comparison, Row, table};
 use crate::plot;
 use crate::workplace::Workplace;
 use host::Tap;
@@ -55,7 +55,7 @@ pub fn measure(runs: u32, kinds: &[Kind], plot: Option<&Path>) -> Result<()> {
     let devices = prepare(&workplace, &loads::script(effort), &[])?;
     let tap = Tap::make(TAP)?;
     let iperf = host::iperf(&workplace.path("iperf"))?;
-    let contenders = contenders(&workplace)?.into_iter();
+    let contenders = workplace.contenders()?.into_iter();
     let mut measured: Vec<_> = contenders.map(Measured::new).collect();
     for run in 1..=runs {
         for measured in &mut measured {
@@ -103,20 +103,6 @@ pub fn prepare(workplace: &Workplace, script: &str, further: &[(&str, &Path)]) -
     Ok(devices)
 }
 
-/// The VMMs whose guests' devices are compared, Orlop first.
-///
-/// # Errors
-/// As [`Workplace::named`].
-pub fn contenders(workplace: &Workplace) -> Result<Vec<Contender>> {
-    let mut contenders = vec![
-        Contender::Orlop(workplace.orlop()),
-        Contender::QemuMicrovm(workplace.emulator()),
-        Contender::QemuQ35(workplace.emulator()),
-    ];
-    contenders.extend(workplace.named()?);
-    Ok(contenders)
-}
-
 /// What a VMM's guests did.
 struct Measured {
     contender: Contender,
@@ -134,15 +120,14 @@ impl Measured {
         }
     }
 
-    /// The median of a load's figures; `None` of a device that the VMM does not have.
-    fn median(&self, number: usize, load: &Load) -> Result<Option<f64>> {
-        if !has(&self.contender, load.kind) {
-            return Ok(None);
-        }
+    /// A load's figures, run by run; none of a device that the VMM does not have.
+    fn figures(&self, number: usize, load: &Load) -> Result<Vec<f64>> {
         let figures = self.runs.iter().flatten();
         let of_load = figures.filter(|(of, _)| *of == number);
-        let median = median(of_load.map(|(_, figure)| *figure));
-        median.context(load.what).map(Some)
+        let figures: Vec<_> = of_load.map(|(_, figure)| *figure).collect();
+        let is_measured = !figures.is_empty() || !has(&self.contender, load.kind);
+        ensure!(is_measured, "{}: nothing was measured", load.what);
+        Ok(figures)
     }
 }
 
@@ -216,7 +201,7 @@ fn rows(numbers: &[usize], measured: &[Measured]) -> Result<Vec<Row>> {
         let Some(load) = LOADS.get(*number) else {
             continue;
         };
-        let medians = measured.iter().map(|it| it.median(*number, load));
+        let runs = measured.iter().map(|it| it.figures(*number, load));
         rows.push(Row {
             what: format!("{}: {}, {}", load.kind, load.what, load.unit),
             better: match load.unit {
@@ -224,7 +209,7 @@ fn rows(numbers: &[usize], measured: &[Measured]) -> Result<Vec<Row>> {
                 Unit::Bandwidth | Unit::Requests | Unit::Packets | Unit::Files => Better::More,
             },
             decimals: 0,
-            figures: medians.collect::<Result<_>>()?,
+            runs: runs.collect::<Result<_>>()?,
         });
     }
     Ok(rows)

@@ -15,7 +15,7 @@ use orlop_testbed::progress::step;
 use orlop_testbed::setup::build;
 
 use crate::contender;
-use crate::figures::{Beside, Better, Comparison, Row, median};
+use crate::figures::{Beside, Better, Comparison, Row};
 use memory::Memory;
 use syslog::Syslog;
 
@@ -200,17 +200,17 @@ fn rows(all: &[Seen]) -> Vec<Row> {
         ("a command in it (exec), ms", |life| life.exec),
         ("the pod is stopped and removed, ms", |life| life.remove),
     ];
-    let row = |what: String, decimals, figure: &dyn Fn(&Seen) -> Option<f64>| Row {
+    let row = |what: String, decimals, runs: &dyn Fn(&Seen) -> Vec<f64>| Row {
         what,
         better: Better::Less,
         decimals,
-        figures: all.iter().map(figure).collect(),
+        runs: all.iter().map(runs).collect(),
     };
     let mut rows: Vec<_> = calls
         .into_iter()
         .map(|(what, of)| {
-            let figure = |seen: &Seen| median(seen.lives.iter().map(|it| of(it) * 1000.0)).ok();
-            row(what.to_owned(), 0, &figure)
+            let runs = |seen: &Seen| seen.lives.iter().map(|it| of(it) * 1000.0).collect();
+            row(what.to_owned(), 0, &runs)
         })
         .collect();
     type OfCrowd = (&'static str, usize, fn(&Crowd) -> f64);
@@ -228,8 +228,11 @@ fn rows(all: &[Seen]) -> Vec<Row> {
     ];
     for (what, decimals, of) in of_crowds {
         for (at, size) in CROWDS.into_iter().enumerate() {
-            let figure = |seen: &Seen| median(seen.crowds.get(at)?.iter().map(of)).ok();
-            rows.push(row(format!("{size} at once: {what}"), decimals, &figure));
+            let runs = |seen: &Seen| {
+                let crowds = seen.crowds.get(at).into_iter().flatten();
+                crowds.map(of).collect()
+            };
+            rows.push(row(format!("{size} at once: {what}"), decimals, &runs));
         }
     }
     rows
@@ -264,7 +267,7 @@ mod tests {
         assert_eq!(rows.len(), 6 + 4 * CROWDS.len());
         let total = &rows[3];
         assert_eq!(total.what, "so all until it runs, ms");
-        assert!((total.figures[0].unwrap() - 600.0).abs() < 1e-6);
+        assert!((total.figures()[0].unwrap() - 600.0).abs() < 1e-6);
         assert_eq!(total.leads(), [Some(2.0)]);
         assert_eq!(rows[7].what, "10 at once: all run, ms");
     }

@@ -19,8 +19,8 @@ use orlop_testbed::setup::build;
 use self::loads::{COUNTED, Load, MARK, SINK, SOURCE};
 use crate::contender::{Contender, Content, Devices, Guest, last_words, versions};
 use crate::counts::Counter;
-use crate::devices::{HOST, MEMORY_MIB, TAP, contenders, end, host, prepare};
-use crate::figures::{Beside, Better, Comparison, Row, median};
+use crate::devices::{HOST, MEMORY_MIB, TAP, end, host, prepare};
+use crate::figures::{Beside, Better, Comparison, Row};
 use crate::trace::Marks;
 use crate::workplace::Workplace;
 
@@ -70,7 +70,8 @@ pub fn measure(runs: u32, only: &[String]) -> Result<()> {
     let devices = prepare(&workplace, &loads::script(&loads), &[(MARK, &mark)])?;
     let _tap = host::Tap::make(TAP)?;
     serve()?;
-    let mut measured: Vec<_> = contenders(&workplace)?
+    let mut measured: Vec<_> = workplace
+        .contenders()?
         .into_iter()
         .map(|contender| Measured {
             contender,
@@ -85,7 +86,7 @@ pub fn measure(runs: u32, only: &[String]) -> Result<()> {
             measured.runs.push(costs.with_context(|| contender.name())?);
         }
     }
-    for table in tables(&measured, &loads)? {
+    for table in tables(&measured, &loads) {
         print!("{}", table.table());
     }
     print!("{}", versions(measured.iter().map(|it| &it.contender))?);
@@ -222,41 +223,41 @@ fn kinds(exits: &BTreeMap<String, f64>) -> String {
     several.collect::<Vec<_>>().join(", ")
 }
 
-fn tables(measured: &[Measured], loads: &[&Load]) -> Result<[Comparison; 3]> {
+fn tables(measured: &[Measured], loads: &[&Load]) -> [Comparison; 3] {
     type Figure = fn(&Cost) -> f64;
     type Which = fn(&Load) -> bool;
-    let table = |about, which: Which, figure: Figure, decimals| -> Result<Comparison> {
+    let table = |about, which: Which, figure: Figure, decimals| {
         let mut rows = Vec::new();
         let loads = loads.iter().enumerate();
         for (number, load) in loads.filter(|(_, load)| which(load)) {
             let of = |measured: &Measured| {
                 let costs = measured.runs.iter().filter_map(|run| run.get(number));
-                median(costs.map(figure)).map(Some)
+                costs.map(figure).collect()
             };
             rows.push(Row {
                 what: format!("{}, a {}", load.what, load.unit),
                 better: Better::Less,
                 decimals,
-                figures: measured.iter().map(of).collect::<Result<_>>()?,
+                runs: measured.iter().map(of).collect(),
             });
         }
-        Ok(Comparison {
+        Comparison {
             about,
             names: measured.iter().map(|it| it.contender.name()).collect(),
             beside: Beside::Ratio,
             rows,
-        })
+        }
     };
-    Ok([
-        table("microseconds", |_| true, |cost| cost.microseconds, 1)?,
-        table("exits", |_| true, Cost::exits, 2)?,
+    [
+        table("microseconds", |_| true, |cost| cost.microseconds, 1),
+        table("exits", |_| true, Cost::exits, 2),
         table(
             "requests to the disk",
             Load::is_of_disk,
             |cost| cost.requests,
             2,
-        )?,
-    ])
+        ),
+    ]
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! How fast a VM starts and what it costs, side by side with QEMU's microvm machine, and with other VMMs where they are named.
+//! How fast a VM starts and what it costs, side by side with QEMU's machines, and with other VMMs where they are named.
 
 mod report;
 
@@ -62,13 +62,13 @@ struct Measured {
 /// When a VMM does not run, or the kernel's traces cannot be had.
 pub fn measure(runs: u32, plot: Option<&Path>) -> Result<()> {
     let stage = Stage::set()?;
-    let contenders = stage.contenders()?;
+    let contenders = stage.workplace.contenders()?;
     let mut measured: Vec<_> = contenders.into_iter().map(Measured::new).collect();
     stage.starts(&mut measured, runs)?;
     for measured in &mut measured {
         stage.count(measured)?;
     }
-    let comparisons = report::of(&measured)?;
+    let comparisons = report::of(&measured);
     for comparison in &comparisons {
         print!("{}", comparison.table());
     }
@@ -164,17 +164,9 @@ impl Stage {
         })
     }
 
-    /// Orlop, QEMU's microvm machine, and those that are named.
-    ///
-    /// # Errors
-    /// When one that is named is not there.
-    pub fn contenders(&self) -> Result<Vec<Contender>> {
-        let mut contenders = vec![
-            Contender::Orlop(self.workplace.orlop()),
-            Contender::QemuMicrovm(self.workplace.emulator()),
-        ];
-        contenders.extend(self.workplace.named()?);
-        Ok(contenders)
+    /// Where the VMMs are.
+    pub fn workplace(&self) -> &Workplace {
+        &self.workplace
     }
 
     /// A guest with a kernel, whose process 1 gives the mark, to be looked at when it has been idle for a while.

@@ -1,14 +1,12 @@
 //! The tables of what was measured.
 
-use anyhow::Result;
-
 use super::{MANY, Measured};
 use crate::counts::Exits;
-use crate::figures::{Beside, Better, Comparison, Row, median};
+use crate::figures::{Beside, Better, Comparison, Row};
 use crate::held::Held;
 
 /// Times and their spread, what is held, and counts.
-pub fn of(measured: &[Measured]) -> Result<[Comparison; 3]> {
+pub fn of(measured: &[Measured]) -> [Comparison; 3] {
     let names: Vec<_> = measured.iter().map(|it| it.contender.name()).collect();
     let comparison = |about, rows| Comparison {
         about,
@@ -16,11 +14,11 @@ pub fn of(measured: &[Measured]) -> Result<[Comparison; 3]> {
         beside: Beside::Ratio,
         rows,
     };
-    Ok([
-        comparison("", times(measured)?),
+    [
+        comparison("", times(measured)),
         comparison("held", held(measured)),
         comparison("until init", counts(measured)),
-    ])
+    ]
 }
 
 /// Bytes as MiB.
@@ -29,48 +27,34 @@ pub fn mib(bytes: u64) -> f64 {
 }
 
 /// Less is better in all of them.
-fn row(what: String, decimals: usize, figures: Vec<Option<f64>>) -> Row {
+fn row(what: String, decimals: usize, runs: Vec<Vec<f64>>) -> Row {
     Row {
         what,
         better: Better::Less,
         decimals,
-        figures,
+        runs,
     }
 }
 
-fn times(measured: &[Measured]) -> Result<Vec<Row>> {
+fn times(measured: &[Measured]) -> Vec<Row> {
     type Figure = (&'static str, fn(&Measured) -> Vec<f64>);
     let figures: [Figure; 3] = [
-        ("exec to the first instruction without a kernel", |it| {
+        ("exec to the first instruction without a kernel, ms", |it| {
             it.payloads.clone()
         }),
-        ("exec to the first guest instruction", |it| {
+        ("exec to the first guest instruction, ms", |it| {
             it.starts.iter().map(|start| start.to_first_entry).collect()
         }),
-        ("exec to init", |it| {
+        ("exec to init, ms", |it| {
             it.starts.iter().map(|start| start.to_init).collect()
         }),
     ];
-    let mut rows = Vec::new();
-    for (what, figure) in figures {
-        let mut medians = Vec::new();
-        let mut spread: f64 = 0.0;
-        for measured in measured {
-            let milliseconds: Vec<_> = figure(measured).iter().map(|it| it * 1000.0).collect();
-            let least = milliseconds.iter().copied().fold(f64::INFINITY, f64::min);
-            let most = milliseconds.iter().copied().fold(0.0, f64::max);
-            let median = median(milliseconds)?;
-            spread = spread.max((most - least) / median);
-            medians.push(Some(median));
-        }
-        let percent = spread * 100.0;
-        rows.push(row(
-            format!("{what}, ms (spread {percent:.0} % at most)"),
-            1,
-            medians,
-        ));
-    }
-    Ok(rows)
+    let milliseconds = |seconds: Vec<f64>| seconds.iter().map(|it| it * 1000.0).collect();
+    let rows = figures.map(|(what, figure)| {
+        let runs = measured.iter().map(|it| milliseconds(figure(it)));
+        row(what.to_owned(), 1, runs.collect())
+    });
+    rows.into()
 }
 
 fn held(measured: &[Measured]) -> Vec<Row> {
@@ -90,9 +74,10 @@ fn held(measured: &[Measured]) -> Vec<Row> {
     ];
     let mut rows = Vec::new();
     for (what, decimals, figure) in figures {
-        let of_one = measured.iter().map(|it| figure(&it.of_one));
+        let of = |held| figure(held).into_iter().collect();
+        let of_one = measured.iter().map(|it| of(&it.of_one));
         rows.push(row(format!("{what}, 1 vCPU"), decimals, of_one.collect()));
-        let of_many = measured.iter().map(|it| figure(&it.of_many));
+        let of_many = measured.iter().map(|it| of(&it.of_many));
         rows.push(row(
             format!("{what}, {MANY} vCPUs, no kernel"),
             decimals,
@@ -112,7 +97,7 @@ fn counts(measured: &[Measured]) -> Vec<Row> {
     let exits: Vec<_> = measured.iter().map(|it| &it.counts.exits).collect();
     let rows = std::iter::once(calls).chain(Exits::rows(&exits));
     rows.map(|(what, counts): (String, Vec<u64>)| {
-        let counts = counts.iter().map(|count| Some(*count as f64));
+        let counts = counts.iter().map(|count| vec![*count as f64]);
         row(what, 0, counts.collect())
     })
     .collect()
@@ -147,7 +132,7 @@ mod tests {
             ),
             measured(Contender::Firecracker("f".into()), 8, vec![start(4.0); 3]),
         ]);
-        let report: String = report.unwrap().iter().map(Comparison::table).collect();
+        let report: String = report.iter().map(Comparison::table).collect();
         for line in [
             "|  | Orlop | Firecracker | ratio |",
             "| exec to init, ms (spread 4900 % at most) | 100.0 | 400.0 | 0.25 |",
