@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::terminal;
+
 /// Signals that no thread is interrupted by.
 #[derive(Clone, Copy)]
 pub struct Signals(libc::sigset_t);
@@ -47,6 +49,7 @@ pub fn end_at_bus_errors() -> io::Result<()> {
     extern "C" fn end(_: libc::c_int) {
         const WORDS: &[u8] = b"orlop: bus error: a file that is read as memory (kernel, initramfs, persistent memory or RAM) was made shorter, or cannot be read; \
             leave it alone while a VM uses it, and look for errors of its disk\n";
+        terminal::restore();
         // SAFETY: both may be called in a handler (signal-safety(7)), and the words live for ever.
         unsafe {
             libc::write(libc::STDERR_FILENO, WORDS.as_ptr().cast(), WORDS.len());
@@ -69,17 +72,51 @@ pub fn end_at_bus_errors() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
     use std::process::Command;
+    use std::ptr::null_mut;
 
     use super::*;
 
     /// Set for the process that is to end.
     const ENDS: &str = "ORLOP_TEST_BUS_ERROR";
 
+    /// Both ends of a terminal, the user's first.
+    fn terminal() -> (OwnedFd, OwnedFd) {
+        let (mut ours, mut theirs) = (-1, -1);
+        // SAFETY: both descriptors live through the call, and the rest is not asked for.
+        let made = unsafe {
+            libc::openpty(
+                &raw mut ours,
+                &raw mut theirs,
+                null_mut(),
+                null_mut(),
+                null_mut(),
+            )
+        };
+        assert_eq!(made, 0);
+        // SAFETY: they were just opened, and nobody else has them.
+        unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) }
+    }
+
+    /// Whether a terminal echoes.
+    fn echoes(terminal: &OwnedFd) -> bool {
+        // SAFETY: all zeros is a valid `termios`, which lives through the call that overwrites it.
+        unsafe {
+            let mut mode: libc::termios = std::mem::zeroed();
+            assert_eq!(libc::tcgetattr(terminal.as_raw_fd(), &raw mut mode), 0);
+            mode.c_lflag & libc::ECHO != 0
+        }
+    }
+
     #[test]
-    fn a_bus_error_ends_a_process_with_a_line_that_says_so() {
+    fn a_bus_error_ends_a_process_with_a_line_that_says_so_and_its_terminal_as_it_was() {
         if std::env::var_os(ENDS).is_some() {
             end_at_bus_errors().unwrap();
+            std::mem::forget(crate::terminal::Raw::enter().unwrap());
+            assert!(!echoes(
+                &std::io::stdin().as_fd().try_clone_to_owned().unwrap()
+            ));
             let file = tempfile::tempfile().unwrap();
             file.set_len(8192).unwrap();
             let mapping = vm_memory::MmapRegion::<()>::from_file(
@@ -92,17 +129,20 @@ mod tests {
             let byte = unsafe { mapping.as_ptr().add(5000).read_volatile() };
             panic!("there is no such byte, but {byte}");
         }
+        let (_ours, theirs) = terminal();
         let ended = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                "signals::tests::a_bus_error_ends_a_process_with_a_line_that_says_so",
+                "signals::tests::a_bus_error_ends_a_process_with_a_line_that_says_so_and_its_terminal_as_it_was",
                 "--nocapture",
             ])
             .env(ENDS, "1")
+            .stdin(theirs.try_clone().unwrap())
             .output()
             .unwrap();
         assert_eq!(ended.status.code(), Some(1));
         let said = String::from_utf8_lossy(&ended.stderr);
         assert!(said.contains("orlop: bus error: a file"), "{said}");
+        assert!(echoes(&theirs), "the terminal is as it was");
     }
 }

@@ -4,8 +4,12 @@ mod size;
 
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd as _};
+use std::sync::OnceLock;
 
 pub use self::size::Size;
+
+/// As standard input was before it first was in raw mode.
+static BEFORE: OnceLock<libc::termios> = OnceLock::new();
 
 /// Standard input, a terminal, in raw mode; as it was again when this is dropped.
 pub struct Raw {
@@ -23,6 +27,8 @@ impl Raw {
         let mut before = unsafe { std::mem::zeroed() };
         // SAFETY: `before` lives through the call.
         checked(unsafe { libc::tcgetattr(libc::STDIN_FILENO, &raw mut before) })?;
+        // Whoever was first knows best.
+        let _ = BEFORE.set(before);
         let mut raw = before;
         raw.c_iflag &= !(libc::ICRNL | libc::INLCR | libc::IGNCR | libc::IXON | libc::ISTRIP);
         raw.c_lflag &= !(libc::ICANON | libc::ECHO | libc::ISIG | libc::IEXTEN);
@@ -35,6 +41,14 @@ impl Drop for Raw {
     fn drop(&mut self) {
         // There is nobody left to tell.
         let _ = set(&self.before);
+    }
+}
+
+/// Makes standard input what it was before it was in raw mode, if it was, for a process that ends without dropping [`Raw`]. May be called where a signal is
+/// handled: it reads a value that is set once, and makes a system call.
+pub fn restore() {
+    if let Some(before) = BEFORE.get() {
+        let _ = set(before);
     }
 }
 
