@@ -86,7 +86,8 @@ pub fn measure(runs: u32, only: &[String]) -> Result<()> {
             measured.runs.push(costs.with_context(|| contender.name())?);
         }
     }
-    for table in tables(&measured, &loads) {
+    let tables = tables(&measured, &loads);
+    for table in tables.iter().filter(|table| !table.rows.is_empty()) {
         print!("{}", table.table());
     }
     print!("{}", versions(measured.iter().map(|it| &it.contender))?);
