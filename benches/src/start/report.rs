@@ -5,7 +5,7 @@ use crate::counts::Exits;
 use crate::figures::{Beside, Better, Comparison, Row};
 use crate::held::Held;
 
-/// Times and their spread, what is held, and counts.
+/// Times, what is held, and counts.
 pub fn of(measured: &[Measured]) -> [Comparison; 3] {
     let names: Vec<_> = measured.iter().map(|it| it.contender.name()).collect();
     let comparison = |about, rows| Comparison {
